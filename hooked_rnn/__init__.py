@@ -1,0 +1,8 @@
+"""hooked_rnn: recurrent networks with TransformerLens hook points."""
+
+from hooked_rnn.config import HookedRNNConfig
+from hooked_rnn.hook_points import ObservingHook
+from hooked_rnn.model import HookedRNN
+from hooked_rnn.tasks import ModularAddition, ModularTask
+
+__all__ = ["HookedRNN", "HookedRNNConfig", "ModularAddition", "ModularTask", "ObservingHook"]

@@ -1,0 +1,128 @@
+"""The parts of a HookedRNN: embedding, recurrent layer, unembedding. Row vectors times weights."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from hooked_rnn.config import HookedRNNConfig
+from hooked_rnn.hook_points import IsolatedHookPoint, StepHookPoint
+
+ACTIVATION_FUNCTIONS = {"relu": torch.relu, "tanh": torch.tanh}
+IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_}
+
+
+class Embed(nn.Module):
+    """Token ids to vectors."""
+
+    def __init__(self, cfg: HookedRNNConfig) -> None:
+        super().__init__()
+        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draw the weights anew, with standard deviation 1/sqrt(fan in)."""
+        _draw(self.W_E, generator)
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return functional.embedding(tokens, self.W_E)
+
+
+class RNNBlock(nn.Module):
+    """One vanilla recurrent layer: h_t = act(x_t W_ih + b_ih + h_{t-1} W_hh + b_hh)."""
+
+    def __init__(self, cfg: HookedRNNConfig, d_in: int) -> None:
+        super().__init__()
+        d_preact = cfg.n_gates * cfg.d_hidden
+        self.W_ih = nn.Parameter(torch.empty(d_in, d_preact))
+        self.W_hh = nn.Parameter(torch.empty(cfg.d_hidden, d_preact))
+        self.b_ih = nn.Parameter(torch.empty(d_preact)) if cfg.bias else None
+        self.b_hh = nn.Parameter(torch.empty(d_preact)) if cfg.bias else None
+        self.act = ACTIVATION_FUNCTIONS[cfg.act_fn]
+        self.act_in_place = IN_PLACE[cfg.act_fn]
+
+        self.hook_input = IsolatedHookPoint()  # [batch, pos, n_gates*d_hidden]
+        self.hook_recurrent = StepHookPoint()  # [batch, pos, n_gates*d_hidden]
+        self.hook_preact = StepHookPoint()  # [batch, pos, d_hidden]
+        self.hook_hidden = StepHookPoint()  # [batch, pos, d_hidden]
+        self.hook_out = IsolatedHookPoint()  # [batch, pos, d_hidden]
+
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draw the weights anew, with standard deviation 1/sqrt(fan in); biases are zero."""
+        _draw(self.W_ih, generator)
+        _draw(self.W_hh, generator)
+        for bias in (self.b_ih, self.b_hh):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    def forward(
+        self, x: Float[Tensor, "batch pos d_in"], state: Float[Tensor, "batch d_hidden"] | None = None
+    ) -> tuple[Float[Tensor, "batch pos d_hidden"], Float[Tensor, "batch d_hidden"]]:
+        """What the layer sends upward, and its state after the last step.
+
+        Args:
+            x: the layer's input at every position.
+            state: the state before the first step; None for zeros.
+        """
+        inputs = self.hook_input(_affine(x, self.W_ih, self.b_ih))
+        if state is None:
+            # The zero state is the same for the whole batch, so it is multiplied once and broadcast.
+            state = inputs.new_zeros(1, self.W_hh.shape[0])
+        in_loop = (self.hook_recurrent, self.hook_preact, self.hook_hidden)
+        steps = self._hooked_steps if any(point.is_hooked for point in in_loop) else self._plain_steps
+        hidden = steps(inputs, state)
+        return self.hook_out(torch.stack(hidden, dim=1)), hidden[-1]
+
+    def _hooked_steps(
+        self, inputs: Float[Tensor, "batch pos d_preact"], h: Float[Tensor, "_ d_hidden"]
+    ) -> list[Float[Tensor, "batch d_hidden"]]:
+        batch, n_steps, _ = inputs.shape
+        hook_recurrent = self.hook_recurrent.loop(n_steps)
+        hook_preact = self.hook_preact.loop(n_steps)
+        hook_hidden = self.hook_hidden.loop(n_steps)
+        hidden = []
+        for t, x_t in enumerate(inputs.unbind(1)):
+            recurrent = hook_recurrent(_affine(h, self.W_hh, self.b_hh).expand(batch, -1), t)
+            preact = hook_preact(x_t + recurrent, t)
+            h = hook_hidden(self.act(preact), t)
+            hidden.append(h)
+        return hidden
+
+    def _plain_steps(
+        self, inputs: Float[Tensor, "batch pos d_preact"], h: Float[Tensor, "_ d_hidden"]
+    ) -> list[Float[Tensor, "batch d_hidden"]]:
+        """The same sums in the same order, so the same bits; without a new tensor for each of them."""
+        hidden = []
+        for x_t in inputs.unbind(1):
+            recurrent = _affine(h, self.W_hh, self.b_hh)
+            preact = recurrent.add_(x_t) if recurrent.shape == x_t.shape else x_t + recurrent
+            h = self.act_in_place(preact)
+            hidden.append(h)
+        return hidden
+
+
+class Unembed(nn.Module):
+    """Hidden states to logits."""
+
+    def __init__(self, cfg: HookedRNNConfig) -> None:
+        super().__init__()
+        self.W_U = nn.Parameter(torch.empty(cfg.d_hidden, cfg.d_vocab_out))
+        self.b_U = nn.Parameter(torch.empty(cfg.d_vocab_out)) if cfg.unembed_bias else None
+
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draw the weights anew, with standard deviation 1/sqrt(fan in); the bias is zero."""
+        _draw(self.W_U, generator)
+        if self.b_U is not None:
+            nn.init.zeros_(self.b_U)
+
+    def forward(self, x: Float[Tensor, "batch pos d_hidden"]) -> Float[Tensor, "batch pos d_vocab_out"]:
+        return _affine(x, self.W_U, self.b_U)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product = x @ weight
+    return product if bias is None else product + bias
+
+
+def _draw(weight: Tensor, generator: Generator | None) -> None:
+    with torch.no_grad():
+        weight.normal_(std=weight.shape[0] ** -0.5, generator=generator)

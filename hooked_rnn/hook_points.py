@@ -1,0 +1,278 @@
+"""Hook points whose hooks each own the tensor that they are given.
+
+Two kinds, told apart by where the model calls them:
+
+- :class:`IsolatedHookPoint` fires once in a forward pass, on the whole [batch, pos, d] activation.
+- :class:`StepHookPoint` fires once in each step of the loop over time. The network hands it one
+  [batch, d] step; every hook sees a [batch, pos, d] tensor and decides about its position ``step``.
+
+Hooks are registered exactly as on any TransformerLens ``HookPoint`` (they end up in torch's own
+dictionaries, which is what is read here), so levels, permanence, ``prepend``, ``list_hooks`` and
+``reset_hooks`` are TransformerLens's. What differs is how they are run: all that a pass remembers lives
+in objects made for that pass, so a hook that raises, or that runs the model again, leaves nothing behind.
+
+As in TransformerLens, all backward hooks at a point are given the gradient of what left the point (after
+its forward hooks), and the last one to return or to edit a gradient decides what goes on to what came in.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from hooked_rnn.errors import HookError
+
+GradientHooks = Callable[[Tensor], Tensor | None]
+
+
+class ObservingHook:
+    """Base of hooks that only look: they never write in their tensor and return nothing.
+
+    In exchange they are cheap: they get the network's own detached values, not a copy, and inside the
+    time loop they are called once, after the last step (backward: at every step, with one tensor that
+    fills from the last position to the first).
+    """
+
+    def __call__(self, tensor: Float[Tensor, "batch pos d"], hook: HookPoint) -> None:
+        raise NotImplementedError
+
+
+class IsolatedHookPoint(HookPoint):
+    """A hook point that fires once in a forward pass, and whose hooks cannot spoil each other's tensors."""
+
+    step: int | None = None
+    """The position that the time loop has reached; None outside it."""
+    n_steps: int | None = None
+    """How many positions the time loop will visit; None outside it."""
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether any hook is registered, through TransformerLens or on the module itself."""
+        return bool(self._forward_hooks or self._backward_hooks)
+
+    def __call__(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:  # type: ignore[override]
+        """What the hooks make of the activation: itself, where there are none."""
+        if not self.is_hooked:
+            return x
+        left = x
+        for hook_id, function in list(self._forward_hooks.items()):
+            left = self._once(hook_id, function, left)
+        backward = list(self._backward_hooks.items())
+        if not backward or not (x.requires_grad or left.requires_grad):
+            return left
+        return _HookGradient.apply(x, left, lambda grad: self._gradient_once(backward, grad))
+
+    def _once(self, hook_id: int, function: Callable[..., Any], x: Tensor) -> Tensor:
+        if self._observes(hook_id):
+            self._run_forward(hook_id, function, x.detach())
+            return x
+        own = x.clone()
+        result = self._run_forward(hook_id, function, own)
+        return own if result is None else self._checked(result, own)
+
+    def _gradient_once(self, hooks: list[tuple[int, Callable[..., Any]]], grad: Tensor) -> Tensor | None:
+        replaced = None
+        for hook_id, function in hooks:
+            own = grad if self._observes(hook_id) else grad.clone()
+            version = own._version
+            result = self._run_backward(function, own)
+            if result is not None or own._version != version:
+                replaced = own if result is None else self._checked(result, own)
+        return replaced
+
+    def _observes(self, hook_id: int) -> bool:
+        return any(
+            h.hook.id == hook_id and isinstance(h.user_hook, ObservingHook) for h in self.fwd_hooks + self.bwd_hooks
+        )
+
+    def _run_forward(self, hook_id: int, function: Callable[..., Any], tensor: Tensor) -> Any:
+        if hook_id in self._forward_hooks_with_kwargs:
+            return function(self, (tensor,), {}, tensor)
+        return function(self, (tensor,), tensor)
+
+    def _run_backward(self, function: Callable[..., Any], grad: Tensor) -> Any:
+        result = function(self, (grad,), (grad,))
+        return result[0] if isinstance(result, tuple) else result
+
+    def _checked(self, result: Any, given: Tensor) -> Tensor:
+        """The hook's result, if it can take the place of what the hook was given."""
+        if not isinstance(result, Tensor):
+            raise HookError(
+                f"a hook on {self.name} returned {type(result).__name__}: expected None or a tensor of shape {tuple(given.shape)}"
+            )
+        for what in ("shape", "dtype", "device"):
+            got, expected = getattr(result, what), getattr(given, what)
+            if got != expected:
+                got, expected = (tuple(got), tuple(expected)) if what == "shape" else (got, expected)
+                raise HookError(
+                    f"a hook on {self.name} returned a tensor of {what} {got}: expected {expected}, as it was given"
+                )
+        return result
+
+    def _refuse(self, kind: str) -> NoReturn:
+        raise HookError(
+            f"{self.name} does not run {kind} hooks: expected add_hook(hook, dir='fwd' or 'bwd'), a forward hook or a full backward hook"
+        )
+
+    def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("forward pre-")
+
+    def register_full_backward_pre_hook(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("backward pre-")
+
+    def register_backward_hook(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("non-full backward")
+
+
+class StepHookPoint(IsolatedHookPoint):
+    """A hook point inside the loop over time. The model asks :meth:`loop` for one pass and calls that.
+
+    At step t a hook is given its own [batch, pos, d] tensor. Position t holds what reaches the hook now,
+    earlier positions what reached it at those steps, later positions zeros. Position t of what it
+    returns (or of the tensor, if it edited that in place) goes on, and all later steps see it.
+    """
+
+    def loop(self, n_steps: int) -> Callable[[Float[Tensor, "batch d"], int], Float[Tensor, "batch d"]]:
+        """One pass over ``n_steps`` steps: a function of (activation, step), to be called in time order."""
+        return _Loop(self, n_steps)
+
+    @contextmanager
+    def _at(self, step: int, n_steps: int) -> Iterator[None]:
+        before = self.step, self.n_steps  # not None where a hook runs the model again
+        self.step, self.n_steps = step, n_steps
+        try:
+            yield
+        finally:
+            self.step, self.n_steps = before
+
+
+class _Loop:
+    """One pass of one hook point over the steps, with the tensor of each of its hooks."""
+
+    def __init__(self, point: StepHookPoint, n_steps: int) -> None:
+        self.point = point
+        self.n_steps = n_steps
+        self.forward_tensors: dict[int, _Rows] = {}
+        self.backward_tensors: dict[int, _Rows] = {}
+        self.backward_pass: tuple[int, int] = (-1, n_steps)
+
+    def __call__(self, x: Float[Tensor, "batch d"], step: int) -> Float[Tensor, "batch d"]:
+        point = self.point
+        if not point.is_hooked:
+            return x
+        left = x
+        with point._at(step, self.n_steps):
+            for hook_id, function in list(point._forward_hooks.items()):
+                left = self._forward(hook_id, function, left, step)
+        backward = list(point._backward_hooks.items())
+        if not backward or not (x.requires_grad or left.requires_grad):
+            return left
+        return _HookGradient.apply(x, left, lambda grad: self._gradient(backward, grad, step))
+
+    def _forward(self, hook_id: int, function: Callable[..., Any], x: Tensor, step: int) -> Tensor:
+        last = self.n_steps - 1
+        if self.point._observes(hook_id):
+            rows = self.forward_tensors.setdefault(hook_id, _SharedRows(self.n_steps, 0, last)).at(x, step)
+            if step == last:
+                self.point._run_forward(hook_id, function, rows)
+            return x
+        own = self.forward_tensors.setdefault(hook_id, _OwnTensor(self.n_steps, 0, last)).at(x, step)
+        version = own._version if torch.is_grad_enabled() else None
+        result = self.point._run_forward(hook_id, function, own)
+        edited = own if result is None else self.point._checked(result, own)
+        if version is not None and edited is own and own._version == version and torch.equal(own[:, step], x):
+            # Under autograd an untouched step goes on as it came: its gradient need not pass through all
+            # the others. Values are compared too, since a write through .data leaves the version as it was.
+            return x
+        return edited[:, step].clone()  # a copy, or one step would keep all of them in memory
+
+    def _gradient(self, hooks: list[tuple[int, Callable[..., Any]]], grad: Tensor, step: int) -> Tensor | None:
+        self._start_backward_pass(step)
+        replaced = None
+        with self.point._at(step, self.n_steps):
+            for hook_id, function in hooks:
+                kind = _SharedRows if self.point._observes(hook_id) else _OwnTensor
+                own = self.backward_tensors.setdefault(hook_id, kind(self.n_steps, self.n_steps - 1, 0)).at(grad, step)
+                version = own._version
+                result = self.point._run_backward(function, own)
+                if result is not None or own._version != version:
+                    edited = own if result is None else self.point._checked(result, own)
+                    replaced = edited[:, step].clone()
+        return replaced
+
+    def _start_backward_pass(self, step: int) -> None:
+        """Forget the gradients of an earlier backward pass through the same graph."""
+        task, reached = torch._C._current_graph_task_id(), self.backward_pass[1]
+        if task != self.backward_pass[0] or step >= reached:
+            self.backward_tensors = {}
+        self.backward_pass = (task, step)
+
+
+class _Rows:
+    """A [batch, pos, d] tensor that is filled as steps arrive, from the ``first`` to the ``last``."""
+
+    def __init__(self, n_steps: int, first: int, last: int) -> None:
+        self.n_steps = n_steps
+        self.first = first
+        self.last = last
+        self.filled: Tensor | None = None
+
+    def at(self, x: Tensor, step: int) -> Tensor:
+        raise NotImplementedError
+
+
+class _OwnTensor(_Rows):
+    """The tensor of one hook that may edit."""
+
+    def __init__(self, n_steps: int, first: int, last: int) -> None:
+        super().__init__(n_steps, first, last)
+        self.arrived: dict[int, Tensor] = {}
+
+    def at(self, x: Tensor, step: int) -> Tensor:
+        self.arrived[step] = x
+        # Autograd may have kept the tensor of an earlier step, so under it each step has a new one.
+        # Without it one tensor is filled step by step, which costs O(T) in all, and at the last step
+        # made anew from what arrived: the hook may have written at other positions.
+        if torch.is_grad_enabled() or step == self.last:
+            zeros = torch.zeros_like(x)
+            return torch.stack([self.arrived.get(s, zeros) for s in range(self.n_steps)], dim=1)
+        if self.filled is None:
+            self.filled = x.new_zeros(x.shape[0], self.n_steps, x.shape[1])
+        self.filled[:, step] = x
+        return self.filled
+
+
+class _SharedRows(_Rows):
+    """The tensor of one hook that only looks: each step is copied once, and nothing else is kept."""
+
+    def at(self, x: Tensor, step: int) -> Tensor:
+        with torch.no_grad():
+            if self.filled is None:
+                # Every position will be written, unless the first step was missed.
+                make = x.new_empty if step == self.first else x.new_zeros
+                self.filled = make(x.shape[0], self.n_steps, x.shape[1])
+            self.filled[:, step] = x
+        return self.filled
+
+
+class _HookGradient(torch.autograd.Function):
+    """Identity on what left a hook point, whose backward runs the point's backward hooks.
+
+    ``arrived`` is an input too: a gradient that a hook replaced goes to it, past the forward hooks, as it
+    does on torch's own modules.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, arrived: Tensor, left: Tensor, run: GradientHooks) -> Tensor:
+        ctx.run = run
+        return left.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad,) = grads
+        replaced = ctx.run(grad)
+        return (None, grad, None) if replaced is None else (replaced, None, None)

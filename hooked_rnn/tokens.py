@@ -1,0 +1,76 @@
+"""From what a user writes to a batch of token ids."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hooked_rnn.config import HookedRNNConfig
+from hooked_rnn.errors import TokenError
+
+TokensLike = Tensor | str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+
+_SUM = re.compile(r"\s*\d+(\s*[-+*/,\s]\s*\d+)*\s*=?\s*")
+
+
+def to_tokens(source: TokensLike, cfg: HookedRNNConfig) -> Int[Tensor, "batch pos"]:
+    """Token ids [batch, pos] from a tensor, nested lists, a string such as "12 + 55", or several.
+
+    In a string, numbers stand for themselves, the operator between them is for the reader alone, and a
+    final "=" is the token d_vocab_out where the model has one more token than answers.
+
+    Raises:
+        TokenError: floats, an id out of range, an empty batch or sequence, a ragged list, another
+            shape or device, a string that is no such sum.
+    """
+    if isinstance(source, Tensor):
+        return _checked(source, cfg)
+    if isinstance(source, str):
+        source = [source]
+    if not isinstance(source, Sequence) or not source:
+        raise TokenError(
+            f"tokens are {source!r}: expected an integer tensor [batch, pos], nested lists, or strings such as '12 + 55'"
+        )
+    rows: list[Any] = [_parse(row, cfg) if isinstance(row, str) else row for row in source]
+    if all(isinstance(row, int) for row in rows):
+        rows = [rows]  # one sequence
+    try:
+        tokens = torch.tensor(rows, device=cfg.device)
+    except (ValueError, TypeError) as error:
+        raise TokenError(f"tokens {rows!r} do not make a batch of sequences of one length: {error}") from error
+    return _checked(tokens, cfg)
+
+
+def _parse(text: str, cfg: HookedRNNConfig) -> list[int]:
+    if not _SUM.fullmatch(text):
+        raise TokenError(f"cannot read {text!r}: expected numbers with an operator between them, such as '12 + 55'")
+    ids = [int(number) for number in re.findall(r"\d+", text)]
+    if "=" in text:
+        if cfg.d_vocab != cfg.d_vocab_out + 1:
+            raise TokenError(
+                f"{text!r} ends in '=': this model has {cfg.d_vocab} tokens for {cfg.d_vocab_out} answers, and so no token for it"
+            )
+        ids.append(cfg.d_vocab_out)
+    return ids
+
+
+def _checked(tokens: Tensor, cfg: HookedRNNConfig) -> Tensor:
+    if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
+        raise TokenError(f"tokens are {tokens.dtype}: expected an integer dtype such as torch.int64")
+    if tokens.ndim != 2:
+        raise TokenError(f"tokens have shape {list(tokens.shape)}: expected [batch, pos]")
+    if 0 in tokens.shape:
+        raise TokenError(
+            f"tokens have shape {list(tokens.shape)}: expected at least one sequence of at least one token"
+        )
+    if tokens.device != cfg.device:
+        raise TokenError(f"tokens are on {tokens.device}: expected {cfg.device}, where the model is")
+    low, high = (int(x) for x in tokens.aminmax())
+    if low < 0 or high >= cfg.d_vocab:
+        raise TokenError(
+            f"token id {low if low < 0 else high}: expected 0 to {cfg.d_vocab - 1}, as d_vocab is {cfg.d_vocab}"
+        )
+    return tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long()
