@@ -4,5 +4,16 @@ from hooked_rnn.config import HookedRNNConfig
 from hooked_rnn.hook_points import ObservingHook
 from hooked_rnn.model import HookedRNN
 from hooked_rnn.tasks import ModularAddition, ModularTask
+from hooked_rnn.training.config import TrainConfig
+from hooked_rnn.training.loop import Run, train
 
-__all__ = ["HookedRNN", "HookedRNNConfig", "ModularAddition", "ModularTask", "ObservingHook"]
+__all__ = [
+    "HookedRNN",
+    "HookedRNNConfig",
+    "ModularAddition",
+    "ModularTask",
+    "ObservingHook",
+    "Run",
+    "TrainConfig",
+    "train",
+]

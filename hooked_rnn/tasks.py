@@ -5,14 +5,15 @@ operands make.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hooked_rnn.errors import TaskError
+from hooked_rnn.errors import TaskError, choices
 
 MOST_SEQUENCES = 50_000_000
 """A whole world must fit in memory; beyond this it does not, and the error should say so."""
@@ -64,6 +65,10 @@ class ModularTask(ABC):
         """Length of a sequence."""
         return self.operands + self.equals_token
 
+    def to_dict(self) -> dict[str, Any]:
+        """What :func:`task_from_dict` needs to make the task again."""
+        return {"name": type(self).__name__, **asdict(self)}
+
     @cached_property
     def tokens(self) -> Int[Tensor, "n pos"]:
         """Every sequence, in canonical order."""
@@ -102,3 +107,23 @@ class ModularAddition(ModularTask):
 
     def operation(self, numbers: Int[Tensor, "n operands"]) -> Int[Tensor, " n"]:
         return numbers.sum(dim=1)
+
+
+TASKS: dict[str, type[ModularTask]] = {task.__name__: task for task in (ModularAddition,)}
+"""The tasks that a run directory may name."""
+
+
+def task_from_dict(values: dict[str, Any]) -> ModularTask:
+    """Inverse of :meth:`ModularTask.to_dict`.
+
+    Raises:
+        TaskError: an unknown name, or fields that the task does not have.
+    """
+    fields = dict(values)
+    name = fields.pop("name", None)
+    if name not in TASKS:
+        raise TaskError(f"unknown task {name!r}: expected {choices(TASKS)}")
+    try:
+        return TASKS[name](**fields)
+    except TypeError as error:
+        raise TaskError(f"{values!r} does not make a task: {error}") from error

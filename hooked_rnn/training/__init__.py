@@ -1,0 +1,1 @@
+"""How a model is made: the configuration of a run, its optimizer, its loop, its directory."""

@@ -1,0 +1,100 @@
+"""The configuration of a training run, and the named recipes."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hooked_rnn.errors import ConfigError, choices, nearest
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "fast": {"steps": 2000, "orthogonal_steps": 400, "train_fraction": 0.4},
+    "adamw": {"steps": 5000, "orthogonal_steps": 0, "train_fraction": 0.6},
+}
+"""What each recipe sets; everything else is :class:`TrainConfig`'s default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every hyperparameter of a full-batch run.
+
+    A run has two phases. In the first, ``orthogonal_steps`` long, AdamW is given the orthogonal gradient
+    (see :mod:`hooked_rnn.training.orthogonal`); in the second, AdamW with weight decay the plain one.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+
+    name: str
+    """Name of the recipe that the values started from."""
+    steps: int
+    """Optimizer steps in all, both phases together."""
+    orthogonal_steps: int
+    """How many of them, from the first on, use the orthogonal gradient."""
+    orthogonal_lr: float = 1e-2
+    """Learning rate of the first phase."""
+    orthogonal_weight_decay: float = 0.0
+    """Decoupled weight decay of the first phase."""
+    lr: float = 1e-3
+    """Learning rate of the second phase."""
+    weight_decay: float = 1.0
+    """Decoupled weight decay of the second phase, as AdamW has it (multiplied by the learning rate)."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's decay rates of the two moments, in both phases."""
+    eps: float = 1e-8
+    """AdamW's eps, in both phases."""
+    train_fraction: float
+    """Share of the sequences that is trained on."""
+    seed: int = 0
+    """Seed of the split."""
+    eval_every: int = 50
+    """Evaluate after every so many steps, and after the last one."""
+    checkpoint_every: int = 500
+    """Keep the weights after every so many steps, and after the last one; needs a run directory."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if self.name not in RECIPES:
+            raise ConfigError(f"unknown recipe {self.name!r}: expected {choices(RECIPES)}")
+        for name, least in (
+            ("steps", 1),
+            ("orthogonal_steps", 0),
+            ("seed", 0),
+            ("eval_every", 1),
+            ("checkpoint_every", 1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"{name}={value!r}: expected a whole number of at least {least}")
+        for name in ("orthogonal_lr", "lr", "eps", "weight_decay", "orthogonal_weight_decay"):
+            value = getattr(self, name)
+            zero_allowed = "weight_decay" in name
+            if not _is_number(value) or value < 0 or (value == 0 and not zero_allowed):
+                raise ConfigError(f"{name}={value!r}: expected a number {'of at least' if zero_allowed else 'above'} 0")
+        if len(self.betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={self.betas!r}: expected two numbers of at least 0 and below 1")
+        if not _is_number(self.train_fraction) or not 0 < self.train_fraction <= 1:
+            raise ConfigError(f"train_fraction={self.train_fraction!r}: expected a number above 0 and at most 1")
+
+    @classmethod
+    def recipe(cls, name: str, **overrides: Any) -> "TrainConfig":
+        """The named recipe, with these fields instead of its own.
+
+        Raises:
+            ConfigError: an unknown recipe or field, or a value that cannot be.
+        """
+        if name not in RECIPES:
+            raise ConfigError(f"unknown recipe {name!r}: expected {choices(RECIPES)}")
+        fields = [f.name for f in dataclasses.fields(cls)]
+        for key in overrides:
+            if key not in fields:
+                raise ConfigError(f"unknown field {key!r} of a training configuration; nearest: {nearest(key, fields)}")
+        return cls(**{"name": name, **RECIPES[name], **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as ``train.json`` keeps it."""
+        return dataclasses.asdict(self)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
