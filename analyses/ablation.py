@@ -1,0 +1,266 @@
+"""Frequencies removed: from weights, from activations by an ordinary hook; and the matched controls."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+from torch.func import functional_call
+
+from analyses.errors import FamilyError, GridError
+from analyses.fourier import FourierBasis
+from analyses.grid import check_grid, grid_functions, keep_on_grid
+from hooked_rnn import HookedRNN, ModularTask
+from hooked_rnn.errors import choices
+
+MODES = ("zero",)
+SUBSETS_OF = 6
+"""Every subset of this many strongest key frequencies is removed."""
+CONTROL_DRAWS = 20
+"""Seeded draws of each control."""
+
+
+def frequency_hook(
+    p: int,
+    frequencies: Iterable[int],
+    family: str = "sum",
+    positions: int | Sequence[int] = -1,
+    mode: str = "zero",
+) -> Callable[..., Tensor | None]:
+    """An ordinary hook function that removes frequencies from an activation on the full grid of pairs.
+
+    It goes wherever TransformerLens takes a hook: ``model.run_with_hooks(task.tokens, fwd_hooks=[
+    ("blocks.0.hook_hidden", frequency_hook(113, [14, 35]))])``. The batch must be all p*p pairs in
+    canonical order (a major), since the functions that it projects out are functions of the pair.
+
+    Args:
+        p: the modulus.
+        frequencies: what to remove, each in 1..p//2.
+        family: "a", "b", "sum", "difference" or "block"; see :mod:`analyses.grid`.
+        positions: where to remove it; negative ones count from the end.
+        mode: "zero": the family's part is set to zero.
+
+    Returns:
+        The hook, of an activation [pairs, pos, d].
+
+    Raises:
+        ModulusError, FrequencyError, FamilyError: at once, for what does not exist.
+        GridError: from the hook, for an activation that is not [p*p, pos, d].
+        FamilyError: from the hook, for a position that the activation does not have.
+    """
+    if mode not in MODES:
+        raise FamilyError(f"unknown mode {mode!r}: expected {choices(MODES)}")
+    functions = grid_functions(p, frequencies, family)
+    wanted = [positions] if isinstance(positions, int) else list(positions)
+
+    def remove_frequencies(activation: Float[Tensor, "pairs pos d"], hook: Any) -> Tensor | None:
+        if activation.ndim != 3:
+            raise GridError(f"an activation of shape {list(activation.shape)} at {hook.name}: expected [pairs, pos, d]")
+        check_grid(activation, p)
+        n_positions = activation.shape[1]
+        for position in wanted:
+            if not -n_positions <= position < n_positions:
+                raise FamilyError(f"position {position}: expected {-n_positions} to {n_positions - 1} at {hook.name}")
+        here = {position % n_positions for position in wanted}
+        step = getattr(hook, "step", None)
+        if step is not None:
+            here &= {step}  # inside the time loop only this position counts
+        if not here:
+            return None
+        B = functions.to(activation)
+        edited = activation.clone()
+        for position in here:
+            x = activation[:, position]
+            edited[:, position] = x - B.T @ (B @ x)
+        return edited
+
+    return remove_frequencies
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Accuracy over several removals of the same number of frequencies."""
+
+    mean: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(sum(values) / len(values), min(values), max(values))
+
+
+Curve = dict[int, Spread]
+"""Accuracy by the number of frequencies removed."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Somewhere that frequencies can be removed from: a tensor whose rows are indexed by what a frequency is of."""
+
+    value: Float[Tensor, "n d"]
+    """Rows: tokens (W_E), pairs (hidden), answers (W_U); columns: features."""
+    part: Callable[[Sequence[int]], Float[Tensor, "n d"]]
+    """The part of the value that these frequencies account for."""
+    accuracy: Callable[[Float[Tensor, "n d"]], float]
+    """Accuracy on all pairs with another value in its place."""
+    accuracy_without: Callable[[Sequence[int]], float]
+    """Accuracy on all pairs without these frequencies."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What removing frequencies at one site does, and what the two controls do."""
+
+    key: Curve
+    """Every subset of the strongest key frequencies, and all of them."""
+    subsets: dict[tuple[int, ...], float]
+    """The same, subset by subset."""
+    random: Curve
+    """As many random frequencies that are no key frequencies."""
+    equal_power: Curve
+    """As much power as a random subset of the key frequencies holds, in random directions of feature space."""
+
+
+@torch.no_grad()
+def ablate(
+    site: Site, by_share: list[int], p: int, seed: int = 0, tick: Callable[[], object] = lambda: None
+) -> Ablation:
+    """Remove every subset of the strongest key frequencies, all of them, and the matched controls.
+
+    Args:
+        site: where to remove them.
+        by_share: the key frequencies, the strongest first.
+        p: the modulus.
+        seed: seed of the controls' draws.
+        tick: called after each number of frequencies removed, for a progress bar.
+    """
+    strongest = by_share[:SUBSETS_OF]
+    others = [k for k in FourierBasis(p).frequencies if k not in by_share]
+    generator = torch.Generator().manual_seed(seed)
+    subsets: dict[tuple[int, ...], float] = {}
+    random, equal_power = Curve(), Curve()
+    for n in numbers_removed(by_share):
+        candidates = [tuple(by_share)] if n > len(strongest) else list(itertools.combinations(strongest, n))
+        subsets |= {subset: site.accuracy_without(subset) for subset in candidates}
+        if n <= len(others):
+            random[n] = Spread.of([site.accuracy_without(_draw(others, n, generator)) for _ in range(CONTROL_DRAWS)])
+        equal_power[n] = Spread.of([_without_equal_power(site, candidates, generator) for _ in range(CONTROL_DRAWS)])
+        tick()
+    key = {n: Spread.of([a for s, a in subsets.items() if len(s) == n]) for n in numbers_removed(by_share)}
+    return Ablation(key, subsets, random, equal_power)
+
+
+def numbers_removed(by_share: list[int]) -> list[int]:
+    """How many frequencies are removed at a time: 1 to 6 (or as many as there are), and all of them."""
+    few = list(range(1, min(SUBSETS_OF, len(by_share)) + 1))
+    return few + [len(by_share)] * (len(by_share) > SUBSETS_OF)
+
+
+def equal_power_part(x: Float[Tensor, "n d"], power: float, generator: Generator) -> Float[Tensor, "n d"]:
+    """A part of x of given power, in random directions of feature space.
+
+    The columns' means stay. Directions are taken from a random orthonormal basis of the d features, each
+    wholly, until the power is reached; of the last one as much as is missing.
+    """
+    centered = x - x.mean(0)
+    directions = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=generator, dtype=x.dtype).to(x.device)).Q
+    coordinates = centered @ directions
+    powers = coordinates.square().sum(0)
+    missing = (power - powers.cumsum(0) + powers).clamp(min=0)  # before each direction
+    share = torch.where(powers > 0, (missing / powers).clamp(max=1), 0)
+    return (coordinates * share.sqrt()) @ directions.T
+
+
+def weight_embedding_site(model: HookedRNN, task: ModularTask) -> Site:
+    """Frequencies of the numbers' tokens, removed from W_E."""
+    p, numbers = task.p, model.W_E.detach()[: task.p]
+    basis = FourierBasis(p)
+    rest = model.W_E.detach()[p:]  # the '=' token
+    tokens = task.tokens.to(model.cfg.device)
+    first, others = tokens[:: p ** (task.operands - 1), :1], tokens[:, 1:]
+
+    def accuracy(W_E: Tensor) -> float:
+        def run(*args: Tensor, **kwargs: Any) -> Any:
+            return functional_call(model, {"embed.W_E": torch.cat([W_E, rest])}, args, kwargs)
+
+        # The state after the first operand is the same for all pairs that begin with it.
+        _, state = run(first, return_type=None, return_state=True)
+        state = state.repeat_interleave(len(others) // p, dim=1)
+        return _accuracy(run(others, initial_state=state, logits_to_keep=1)[:, -1], task)
+
+    return Site(
+        numbers,
+        lambda ks: basis.keep(numbers, ks),
+        accuracy,
+        lambda ks: accuracy(basis.remove(numbers, ks)),
+    )
+
+
+@torch.no_grad()
+def hidden_site(model: HookedRNN, task: ModularTask) -> Site:
+    """Family "sum" of the last layer's last hidden state, removed by :func:`frequency_hook`."""
+    tokens = task.tokens.to(model.cfg.device)
+    name = f"blocks.{model.cfg.n_layers - 1}.hook_hidden"
+    _, state = model(tokens[:, :-1], return_type=None, return_state=True)
+    hidden = last_hidden(model, task)
+
+    def accuracy(edited: Tensor) -> float:
+        return _accuracy(edited @ model.W_U + model.b_U, task)
+
+    def accuracy_without(frequencies: Sequence[int]) -> float:
+        # The last step alone, from the state before it: the hook edits nothing earlier.
+        hook = frequency_hook(task.p, frequencies)
+        logits = model.run_with_hooks(tokens[:, -1:], initial_state=state, fwd_hooks=[(name, hook)])
+        return _accuracy(logits[:, -1], task)
+
+    return Site(hidden, lambda ks: keep_on_grid(hidden, task.p, ks, "sum"), accuracy, accuracy_without)
+
+
+def weight_unembedding_site(model: HookedRNN, task: ModularTask) -> Site:
+    """Frequencies of the answers, removed from W_U."""
+    answers = model.W_U.detach().T.contiguous()
+    basis = FourierBasis(task.p)
+    hidden = last_hidden(model, task)
+
+    def accuracy(edited: Tensor) -> float:
+        return _accuracy(hidden @ edited.T + model.b_U, task)
+
+    return Site(
+        answers,
+        lambda ks: basis.keep(answers, ks),
+        accuracy,
+        lambda ks: accuracy(basis.remove(answers, ks)),
+    )
+
+
+SITES: dict[str, Callable[[HookedRNN, ModularTask], Site]] = {
+    "W_E": weight_embedding_site,
+    "hidden": hidden_site,
+    "W_U": weight_unembedding_site,
+}
+
+
+@torch.no_grad()
+def last_hidden(model: HookedRNN, task: ModularTask) -> Float[Tensor, "pairs d_hidden"]:
+    """The last layer's last hidden state of every sequence."""
+    _, state = model(task.tokens.to(model.cfg.device), return_type=None, return_state=True)
+    return state[-1]
+
+
+def _without_equal_power(site: Site, subsets: list[tuple[int, ...]], generator: Generator) -> float:
+    subset = subsets[int(torch.randint(len(subsets), (), generator=generator))]
+    power = float(site.part(subset).square().sum())
+    return site.accuracy(site.value - equal_power_part(site.value, power, generator))
+
+
+def _draw(frequencies: list[int], n: int, generator: Generator) -> list[int]:
+    return [frequencies[i] for i in torch.randperm(len(frequencies), generator=generator)[:n]]
+
+
+def _accuracy(logits: Float[Tensor, "pairs p"], task: ModularTask) -> float:
+    labels: Int[Tensor, " pairs"] = task.labels.to(logits.device)
+    return float((logits.argmax(-1) == labels).double().mean())
