@@ -82,7 +82,7 @@ class FourierBasis:
 
     def power(self, x: Float[Tensor, "*shape"], dim: int = 0) -> Float[Tensor, " n_frequencies"]:
         """Sum of squared coefficients by frequency 0..p//2, over all other axes. Sums to ``x.square().sum()``."""
-        squares = self.coefficients(x, dim).square().movedim(dim, 0).flatten(1).sum(1)
+        squares = self.coefficients(x, dim).square().movedim(dim, 0).reshape(self.p, -1).sum(1)
         padded = torch.cat([squares.new_zeros(1), squares, squares.new_zeros(1 - self.p % 2)])
         return padded.view(-1, 2).sum(1)
 

@@ -1,0 +1,163 @@
+"""The command line. Nothing heavy is imported before a command runs, so that ``--help`` answers at once."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Recurrent networks with TransformerLens hook points: train them on modular addition, and measure the paper's claims.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the ``hooked-rnn`` command."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hooked-rnn {metadata.version('hooked-rnn')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def report(
+    model: Annotated[str, typer.Argument(help="An embedded model, a run directory, or a Hub id.")] = "mod-add-113",
+    out: Annotated[Path | None, typer.Option(help="Directory for report.json, report.html and the figures.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
+) -> None:
+    """Measure the paper's claims C1 to C7 on a model."""
+    with clear_errors():
+        from analyses.report import make_report, print_claims
+
+        result = make_report(model, out)
+        if as_json:
+            print(result.to_json())
+        else:
+            print_claims(result, out)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Option(help="fast (orthogonal gradient, then AdamW) or adamw (AdamW alone).")
+    ] = "fast",
+    modulus: Annotated[int, typer.Option(help="p: the numbers are 0 to p - 1.")] = 113,
+    operands: Annotated[int, typer.Option(help="How many numbers are added.")] = 2,
+    equals_token: Annotated[bool, typer.Option(help="End every sequence in '='.")] = False,
+    fraction: Annotated[float | None, typer.Option(help="Share of the sequences to train on [recipe's].")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the split.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all [recipe's].")] = None,
+    orthogonal_steps: Annotated[
+        int | None, typer.Option(help="How many of them use the orthogonal gradient [recipe's].")
+    ] = None,
+    orthogonal_lr: Annotated[float | None, typer.Option(help="Learning rate of those [recipe's].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the others [recipe's].")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the others [recipe's].")] = None,
+    d_model: Annotated[int, typer.Option(help="Width of the embedding.")] = 128,
+    d_hidden: Annotated[int, typer.Option(help="Width of the recurrent state.")] = 256,
+    layers: Annotated[int, typer.Option(help="Recurrent layers.")] = 1,
+    act_fn: Annotated[str, typer.Option(help="relu or tanh.")] = "relu",
+    bias: Annotated[bool, typer.Option(help="Give every layer biases.")] = False,
+    eval_every: Annotated[int | None, typer.Option(help="Evaluate after every so many steps [recipe's].")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Keep the weights after every so many steps [recipe's].")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Torch threads; the same seed and threads give the same bits.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory [runs/mod-add-MODULUS-RECIPE-seed-SEED].")] = None,
+) -> None:
+    """Train a HookedRNN on modular addition."""
+    with clear_errors():
+        import torch
+
+        from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, TrainConfig
+        from hooked_rnn import train as run_training
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        given = {
+            "train_fraction": fraction,
+            "steps": steps,
+            "orthogonal_steps": orthogonal_steps,
+            "orthogonal_lr": orthogonal_lr,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "eval_every": eval_every,
+            "checkpoint_every": checkpoint_every,
+        }
+        config = TrainConfig.recipe(recipe, seed=seed, **{k: v for k, v in given.items() if v is not None})
+        task = ModularAddition(modulus, operands, equals_token)
+        cfg = HookedRNNConfig(
+            d_vocab=task.d_vocab,
+            d_vocab_out=task.d_vocab_out,
+            d_model=d_model,
+            d_hidden=d_hidden,
+            n_layers=layers,
+            n_ctx=task.n_ctx,
+            act_fn=act_fn,
+            bias=bias,
+            seed=seed,
+        )
+        out = out or Path("runs") / f"mod-add-{modulus}-{recipe}-seed-{seed}"
+        run = run_training(HookedRNN(cfg), task, config, out)
+        last = run.history[-1]
+        test = "none" if last["test_accuracy"] is None else f"{last['test_accuracy']:.2%}"
+        print(f"{out}: {last['step']} steps, accuracy {last['train_accuracy']:.2%} on train and {test} on test pairs")
+
+
+@app.command()
+def models() -> None:
+    """List the embedded models with their figures."""
+    with clear_errors():
+        from analyses.embedded import print_embedded
+
+        print_embedded()
+
+
+@app.command()
+def seeds(
+    runs: Annotated[list[str], typer.Argument(help="Run directories that differ in the seed alone.")],
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
+) -> None:
+    """Measure several runs side by side: one row for each, with every metric of the report."""
+    with clear_errors():
+        from analyses.seeds import print_table, tabulate
+
+        print_table(tabulate(runs), csv)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn our own errors into one line on standard error and exit status 1; Ctrl-C into status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        from hooked_rnn.errors import HookedRNNError
+
+        if not isinstance(error, HookedRNNError):
+            raise
+        print(f"hooked-rnn: {error}", file=sys.stderr)
+        sys.exit(1)

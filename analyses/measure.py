@@ -1,0 +1,185 @@
+"""Everything that the claims are judged by, measured on one model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.ablation import SITES, Ablation, ablate, last_hidden, numbers_removed
+from analyses.attribution import Fit, SingularAttribution, explained_by_circles, hidden_fit, singular_attribution
+from analyses.errors import ReportError
+from analyses.low_rank import energy_of_first
+from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, key_frequencies, weight_spectrum
+from hooked_rnn import HookedRNN, ModularAddition, ModularTask
+from hooked_rnn.components import RNNBlock
+from hooked_rnn.losses import cross_entropy
+from hooked_rnn.pretrained import local_directory, read_training
+from hooked_rnn.tasks import task_from_dict
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, the task that it was trained on, and which pairs it did not see."""
+
+    name: str
+    """What the user called it."""
+    model: HookedRNN
+    """In eval mode."""
+    task: ModularTask
+    """Two operands."""
+    held_out: Float[Tensor, " pairs"] | None
+    """1 for pairs that were not trained on, 0 for the others; None where the split is not known or empty."""
+    directory: Path | None
+    """Where it came from, if from a directory."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured on one model; every field is one function's result."""
+
+    accuracy: float
+    """On all pairs."""
+    loss: float
+    """Mean cross entropy on all pairs, in nats."""
+    held_out_accuracy: float | None
+    """On the pairs that were not trained on, where they are known."""
+    key: KeyFrequencies
+    """From the power of W_E W_ih."""
+    hidden_spectrum: Spectrum
+    """Of the last hidden state on the grid of pairs."""
+    output_spectrum: Spectrum
+    """Of W_U over the answers."""
+    energy: dict[str, float]
+    """By matrix: share of the energy in the first 2K singular components."""
+    untrained_energy: dict[str, float]
+    """The same of the model's initial weights."""
+    attributions: dict[str, SingularAttribution]
+    """By matrix with a token or answer axis."""
+    explained: float
+    """Share of W_E's variance that the key frequencies' circles explain."""
+    fits: dict[int, Fit]
+    """By key frequency: the last hidden state's projections on cos and sin of w_k(a+b)."""
+    ablations: dict[str, Ablation]
+    """By site."""
+
+
+def load_subject(name: str) -> Subject:
+    """A model by name or directory, with what ``train.json`` says of its task and split.
+
+    Raises:
+        UnknownModelError, RunDirectoryError, WeightsError, ConfigError: as ``from_pretrained``.
+        ReportError: the model is not one of addition of two numbers.
+    """
+    model = HookedRNN.from_pretrained(name)
+    directory = local_directory(name)
+    record = read_training(directory) if directory else None
+    if record is None:
+        return Subject(name, model, task_of(model), None, directory)
+    try:
+        task = task_from_dict(record["task"])
+        _, test = task.split(record["train"]["train_fraction"], record["train"]["seed"])
+    except (KeyError, TypeError) as error:
+        raise ReportError(f"{directory}/train.json does not say task and split: it lacks {error}") from error
+    check_task(model, task)
+    held_out = torch.zeros(len(task.labels)).index_fill(0, test, 1.0) if len(test) else None
+    return Subject(name, model, task, held_out, directory)
+
+
+def task_of(model: HookedRNN) -> ModularTask:
+    """The task that a model's sizes speak of, where nothing else does.
+
+    Raises:
+        ReportError: no addition of two numbers has these sizes.
+    """
+    task = ModularAddition(model.cfg.d_vocab_out, equals_token=model.cfg.d_vocab == model.cfg.d_vocab_out + 1)
+    check_task(model, task)
+    return task
+
+
+def check_task(model: HookedRNN, task: ModularTask) -> None:
+    """Raise ReportError unless this is addition of two numbers and the model's sizes are its sizes."""
+    cfg = model.cfg
+    if not isinstance(task, ModularAddition) or task.operands != 2:
+        raise ReportError(f"the task is {task!r}: expected modular addition of two numbers")
+    if (cfg.d_vocab, cfg.d_vocab_out) != (task.d_vocab, task.d_vocab_out) or cfg.n_ctx not in (None, task.n_ctx):
+        raise ReportError(
+            f"the model has d_vocab={cfg.d_vocab}, d_vocab_out={cfg.d_vocab_out}, n_ctx={cfg.n_ctx}: expected "
+            f"d_vocab={task.d_vocab}, d_vocab_out={task.d_vocab_out}, n_ctx={task.n_ctx}, for addition of two numbers modulo {task.p}"
+        )
+
+
+@torch.no_grad()
+def measure(subject: Subject, tick: Callable[[str], object] = lambda _: None) -> Measurements:
+    """Measure everything.
+
+    Args:
+        subject: the model and its task.
+        tick: called with the name of what comes next, for a progress bar; :func:`n_ticks` times.
+    """
+    model, task = subject.model, subject.task
+    tick("accuracy")
+    hidden = last_hidden(model, task)
+    logits = hidden @ model.W_U + model.b_U
+    labels = task.labels.to(logits.device)
+    correct = (logits.argmax(-1) == labels).double().cpu()
+
+    tick("frequencies")
+    key = key_frequencies_of(model, task)
+    ks = key.frequencies
+    components = 2 * len(ks)
+    numbers = model.W_E[: task.p]
+    composed = numbers @ layers(model)[0].W_ih
+    attributions = {
+        "W_E": singular_attribution(numbers, task.p, components, dim=0),
+        "W_E W_ih": singular_attribution(composed, task.p, components, dim=0),
+        "W_U": singular_attribution(model.W_U, task.p, components, dim=1),
+    }
+    fits = {k: hidden_fit(hidden, model.W_U, k) for k in ks}
+
+    ablations = {}
+    for name, make_site in SITES.items():
+        site = make_site(model, task)
+        ablations[name] = ablate(site, key.by_share, task.p, tick=lambda name=name: tick(f"removal from {name}"))
+    return Measurements(
+        accuracy=float(correct.mean()),
+        loss=float(cross_entropy(logits.unsqueeze(1).double(), labels)),
+        held_out_accuracy=None if subject.held_out is None else float(correct[subject.held_out > 0].mean()),
+        key=key,
+        hidden_spectrum=grid_spectrum(hidden.cpu(), task.p),
+        output_spectrum=weight_spectrum(model.W_U, task.p, dim=1),
+        energy=energies(model, components),
+        untrained_energy=energies(HookedRNN(model.cfg), components),
+        attributions=attributions,
+        explained=explained_by_circles(numbers, ks),
+        fits=fits,
+        ablations=ablations,
+    )
+
+
+def n_ticks(n_key_frequencies: int) -> int:
+    """How often :func:`measure` calls its ``tick``."""
+    return 2 + len(SITES) * len(numbers_removed(list(range(n_key_frequencies))))
+
+
+def key_frequencies_of(model: HookedRNN, task: ModularTask) -> KeyFrequencies:
+    """The default rule: frequencies by their share of the power of W_E W_ih, over the numbers' tokens."""
+    return key_frequencies(weight_spectrum(model.W_E[: task.p] @ layers(model)[0].W_ih, task.p))
+
+
+def energies(model: HookedRNN, components: int) -> dict[str, float]:
+    """Share of every weight matrix's energy in its first singular components; layers above the first by number."""
+    matrices = {"W_E": model.W_E}
+    for layer, block in enumerate(layers(model)):
+        suffix = f"[{layer}]" if layer else ""
+        matrices |= {f"W_ih{suffix}": block.W_ih, f"W_hh{suffix}": block.W_hh}
+    matrices |= {"W_U": model.W_U, "W_E W_ih": model.W_E @ layers(model)[0].W_ih}
+    return {name: energy_of_first(matrix, components) for name, matrix in matrices.items()}
+
+
+def layers(model: HookedRNN) -> list[RNNBlock]:
+    """The recurrent layers, from the lowest."""
+    return cast(list[RNNBlock], list(model.blocks))
