@@ -63,28 +63,36 @@ def train(
     modulus: Annotated[int, typer.Option(help="p: the numbers are 0 to p - 1.")] = 113,
     operands: Annotated[int, typer.Option(help="How many numbers are added.")] = 2,
     equals_token: Annotated[bool, typer.Option(help="End every sequence in '='.")] = False,
-    fraction: Annotated[float | None, typer.Option(help="Share of the sequences to train on [recipe's].")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the split.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all [recipe's].")] = None,
-    orthogonal_steps: Annotated[
-        int | None, typer.Option(help="How many of them use the orthogonal gradient [recipe's].")
+    fraction: Annotated[
+        float | None, typer.Option(help="Share of the sequences to train on (default: the recipe's).")
     ] = None,
-    orthogonal_lr: Annotated[float | None, typer.Option(help="Learning rate of those [recipe's].")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the others [recipe's].")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the others [recipe's].")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the split.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all (default: the recipe's).")] = None,
+    orthogonal_steps: Annotated[
+        int | None, typer.Option(help="How many of them use the orthogonal gradient (default: the recipe's).")
+    ] = None,
+    orthogonal_lr: Annotated[float | None, typer.Option(help="Learning rate of those (default: the recipe's).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the others (default: the recipe's).")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Weight decay of the others (default: the recipe's).")
+    ] = None,
     d_model: Annotated[int, typer.Option(help="Width of the embedding.")] = 128,
     d_hidden: Annotated[int, typer.Option(help="Width of the recurrent state.")] = 256,
     layers: Annotated[int, typer.Option(help="Recurrent layers.")] = 1,
     act_fn: Annotated[str, typer.Option(help="relu or tanh.")] = "relu",
     bias: Annotated[bool, typer.Option(help="Give every layer biases.")] = False,
-    eval_every: Annotated[int | None, typer.Option(help="Evaluate after every so many steps [recipe's].")] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Evaluate after every so many steps (default: the recipe's).")
+    ] = None,
     checkpoint_every: Annotated[
-        int | None, typer.Option(help="Keep the weights after every so many steps [recipe's].")
+        int | None, typer.Option(help="Keep the weights after every so many steps (default: the recipe's).")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Torch threads; the same seed and threads give the same bits.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory [runs/mod-add-MODULUS-RECIPE-seed-SEED].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory (default: runs/mod-add-MODULUS-RECIPE-seed-SEED).")
+    ] = None,
 ) -> None:
     """Train a HookedRNN on modular addition."""
     with clear_errors():
