@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
-from torch.func import functional_call
 
 from analyses.errors import FamilyError, GridError
 from analyses.fourier import FourierBasis
 from analyses.grid import check_grid, grid_functions, keep_on_grid
 from hooked_rnn import HookedRNN, ModularTask
 from hooked_rnn.errors import choices
+from hooked_rnn.prefixes import PrefixTrie, last_logits
 
 MODES = ("zero",)
 SUBSETS_OF = 6
@@ -180,17 +180,10 @@ def weight_embedding_site(model: HookedRNN, task: ModularTask) -> Site:
     p, numbers = task.p, model.W_E.detach()[: task.p]
     basis = FourierBasis(p)
     rest = model.W_E.detach()[p:]  # the '=' token
-    tokens = task.tokens.to(model.cfg.device)
-    first, others = tokens[:: p ** (task.operands - 1), :1], tokens[:, 1:]
+    trie = PrefixTrie.of(task.tokens.to(model.cfg.device))
 
-    def accuracy(W_E: Tensor) -> float:
-        def run(*args: Tensor, **kwargs: Any) -> Any:
-            return functional_call(model, {"embed.W_E": torch.cat([W_E, rest])}, args, kwargs)
-
-        # The state after the first operand is the same for all pairs that begin with it.
-        _, state = run(first, return_type=None, return_state=True)
-        state = state.repeat_interleave(len(others) // p, dim=1)
-        return _accuracy(run(others, initial_state=state, logits_to_keep=1)[:, -1], task)
+    def accuracy(edited: Tensor) -> float:
+        return _accuracy(last_logits(model, trie, W_E=torch.cat([edited, rest])), task)
 
     return Site(
         numbers,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.fourier import FourierBasis
@@ -37,10 +37,20 @@ class SingularAttribution:
 
 @dataclass(frozen=True)
 class Fit:
-    """How well something is fitted, as the norm of the residual over the norm of what is fitted."""
+    """How well the projections of the last hidden state fit cos(w_k(a+b)) and sin(w_k(a+b))."""
 
-    relative: float
-    """The ratio of the norms."""
+    argument: Int[Tensor, " pairs"]
+    """k(a+b) modulo p of each pair: where on the circle of the frequency its answer lies."""
+    projections: Float[Tensor, "pairs axes"]
+    """What is fitted."""
+    fitted: Float[Tensor, "pairs axes"]
+    """Its least squares fit."""
+
+    @property
+    def relative(self) -> float:
+        """Norm of the residual over the norm of what is fitted, over all pairs and both axes; 0 for nothing."""
+        norm = self.projections.norm()
+        return float((self.projections - self.fitted).norm() / norm) if norm > 0 else 0.0
 
     @property
     def squared(self) -> float:
@@ -99,12 +109,11 @@ def hidden_projections(
 def hidden_fit(hidden: Float[Tensor, "pairs d_hidden"], W_U: Float[Tensor, "d_hidden p"], frequency: int) -> Fit:
     """Least squares fit of both :func:`hidden_projections` on cos(w_k(a+b)) and sin(w_k(a+b)).
 
-    What is fitted is the projections as they are, not centred; the residual's norm is taken over all
-    pairs and both projections together.
+    What is fitted is the projections as they are, not centred.
     """
     p = W_U.shape[1]
     check_grid(hidden, p)
     projections = hidden_projections(hidden, W_U, frequency)
     functions = grid_functions(p, [frequency], "sum")
-    residual = projections - functions.T @ (functions @ projections)
-    return Fit(float(residual.norm() / projections.norm()) if projections.norm() > 0 else 0.0)
+    total = torch.arange(p).repeat_interleave(p) + torch.arange(p).repeat(p)
+    return Fit(frequency * total % p, projections, functions.T @ (functions @ projections))

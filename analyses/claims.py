@@ -12,9 +12,12 @@ from typing import Literal
 
 from analyses.ablation import Ablation
 from analyses.attribution import Fit, SingularAttribution
+from analyses.measure import Measurements
 from analyses.spectra import KeyFrequencies, Spectrum
 
 Verdict = Literal["holds", "partly", "no"]
+VERDICTS: dict[Verdict, str] = {"holds": "holds", "partly": "holds partly", "no": "does not hold"}
+"""The verdicts in words."""
 
 C1_ACCURACY = {"holds": 0.99, "partly": 0.90}
 """C1: accuracy on the pairs that were not trained on (on all pairs, where the split is not known)."""
@@ -209,3 +212,19 @@ def _overall(verdicts: Iterable[Verdict]) -> Verdict:
     if found == {"holds"}:
         return "holds"
     return "partly" if found & {"holds", "partly"} else "no"
+
+
+def judge(m: Measurements) -> list[Claim]:
+    """All claims, C1 to C7, from what was measured on one model."""
+    held_out = m.held_out_accuracy
+    return [
+        judge_generalisation(
+            m.accuracy if held_out is None else held_out, "all pairs" if held_out is None else "held-out pairs"
+        ),
+        judge_low_rank(m.energy, m.untrained_energy, m.components),
+        judge_sparsity(m.key, m.hidden_spectrum, m.output_spectrum),
+        judge_attribution(m.attributions),
+        judge_embedding(m.explained, len(m.key.frequencies), len(m.key.spectrum.shares)),
+        judge_fit(m.fits),
+        judge_removal(m.ablations),
+    ]

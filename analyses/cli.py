@@ -46,13 +46,14 @@ def report(
 ) -> None:
     """Measure the paper's claims C1 to C7 on a model."""
     with clear_errors():
-        from analyses.report import make_report, print_claims
+        from analyses.report import make_report
+        from analyses.terminal import print_report
 
         result = make_report(model, out)
         if as_json:
             print(result.to_json())
         else:
-            print_claims(result, out)
+            print_report(result, out)
 
 
 @app.command()
@@ -137,7 +138,7 @@ def train(
 def models() -> None:
     """List the embedded models with their figures."""
     with clear_errors():
-        from analyses.embedded import print_embedded
+        from analyses.terminal import print_embedded
 
         print_embedded()
 
@@ -149,9 +150,13 @@ def seeds(
 ) -> None:
     """Measure several runs side by side: one row for each, with every metric of the report."""
     with clear_errors():
-        from analyses.seeds import print_table, tabulate
+        from analyses.seeds import tabulate, write_csv
+        from analyses.terminal import print_rows
 
-        print_table(tabulate(runs), csv)
+        rows = tabulate(runs)
+        if csv is not None:
+            write_csv(rows, csv)
+        print_rows(rows)
 
 
 @contextmanager

@@ -16,7 +16,6 @@ def cumulative_energy(matrix: Float[Tensor, "n m"]) -> Float[Tensor, " rank"]:
     return squares.cumsum(0) / total if total > 0 else torch.zeros_like(squares)
 
 
-def energy_of_first(matrix: Float[Tensor, "n m"], components: int) -> float:
-    """Share of the energy in the first ``components`` singular components; 0 for none of them."""
-    held = cumulative_energy(matrix)
-    return float(held[min(components, len(held)) - 1]) if components > 0 else 0.0
+def held_by_first(cumulative: Float[Tensor, " rank"], components: int) -> float:
+    """What the first ``components`` singular components hold; 0 for none of them, all for more than there are."""
+    return float(cumulative[min(components, len(cumulative)) - 1]) if components > 0 else 0.0

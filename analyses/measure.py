@@ -10,9 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.ablation import SITES, Ablation, ablate, last_hidden, numbers_removed
-from analyses.attribution import Fit, SingularAttribution, explained_by_circles, hidden_fit, singular_attribution
+from analyses.attribution import (
+    Fit,
+    SingularAttribution,
+    circle,
+    explained_by_circles,
+    hidden_fit,
+    singular_attribution,
+)
 from analyses.errors import ReportError
-from analyses.low_rank import energy_of_first
+from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, key_frequencies, weight_spectrum
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask
 from hooked_rnn.components import RNNBlock
@@ -53,18 +60,30 @@ class Measurements:
     """Of the last hidden state on the grid of pairs."""
     output_spectrum: Spectrum
     """Of W_U over the answers."""
-    energy: dict[str, float]
-    """By matrix: share of the energy in the first 2K singular components."""
+    cumulative_energy: dict[str, Float[Tensor, " rank"]]
+    """By matrix: share of the energy in the first 1, 2, ... singular components."""
     untrained_energy: dict[str, float]
-    """The same of the model's initial weights."""
+    """By matrix: what the first 2K hold of the model's initial weights."""
     attributions: dict[str, SingularAttribution]
     """By matrix with a token or answer axis."""
     explained: float
     """Share of W_E's variance that the key frequencies' circles explain."""
     fits: dict[int, Fit]
     """By key frequency: the last hidden state's projections on cos and sin of w_k(a+b)."""
+    circles: dict[int, Float[Tensor, "p axes"]]
+    """By key frequency: the tokens in the plane of the embedding in which it turns."""
     ablations: dict[str, Ablation]
     """By site."""
+
+    @property
+    def components(self) -> int:
+        """2K: a cosine and a sine for each of the K key frequencies."""
+        return 2 * len(self.key.frequencies)
+
+    @property
+    def energy(self) -> dict[str, float]:
+        """By matrix: share of the energy in the first 2K singular components."""
+        return {name: held_by_first(held, self.components) for name, held in self.cumulative_energy.items()}
 
 
 def load_subject(name: str) -> Subject:
@@ -138,7 +157,6 @@ def measure(subject: Subject, tick: Callable[[str], object] = lambda _: None) ->
         "W_E W_ih": singular_attribution(composed, task.p, components, dim=0),
         "W_U": singular_attribution(model.W_U, task.p, components, dim=1),
     }
-    fits = {k: hidden_fit(hidden, model.W_U, k) for k in ks}
 
     ablations = {}
     for name, make_site in SITES.items():
@@ -151,11 +169,15 @@ def measure(subject: Subject, tick: Callable[[str], object] = lambda _: None) ->
         key=key,
         hidden_spectrum=grid_spectrum(hidden.cpu(), task.p),
         output_spectrum=weight_spectrum(model.W_U, task.p, dim=1),
-        energy=energies(model, components),
-        untrained_energy=energies(HookedRNN(model.cfg), components),
+        cumulative_energy={name: cumulative_energy(matrix) for name, matrix in matrices(model).items()},
+        untrained_energy={
+            name: held_by_first(cumulative_energy(matrix), components)
+            for name, matrix in matrices(HookedRNN(model.cfg)).items()
+        },
         attributions=attributions,
         explained=explained_by_circles(numbers, ks),
-        fits=fits,
+        fits={k: hidden_fit(hidden, model.W_U, k) for k in ks},
+        circles={k: circle(numbers, k) for k in ks},
         ablations=ablations,
     )
 
@@ -170,14 +192,13 @@ def key_frequencies_of(model: HookedRNN, task: ModularTask) -> KeyFrequencies:
     return key_frequencies(weight_spectrum(model.W_E[: task.p] @ layers(model)[0].W_ih, task.p))
 
 
-def energies(model: HookedRNN, components: int) -> dict[str, float]:
-    """Share of every weight matrix's energy in its first singular components; layers above the first by number."""
-    matrices = {"W_E": model.W_E}
+def matrices(model: HookedRNN) -> dict[str, Float[Tensor, "_n _m"]]:
+    """Every weight matrix by name, and W_E W_ih; layers above the first by number."""
+    named = {"W_E": model.W_E}
     for layer, block in enumerate(layers(model)):
         suffix = f"[{layer}]" if layer else ""
-        matrices |= {f"W_ih{suffix}": block.W_ih, f"W_hh{suffix}": block.W_hh}
-    matrices |= {"W_U": model.W_U, "W_E W_ih": model.W_E @ layers(model)[0].W_ih}
-    return {name: energy_of_first(matrix, components) for name, matrix in matrices.items()}
+        named |= {f"W_ih{suffix}": block.W_ih, f"W_hh{suffix}": block.W_hh}
+    return named | {"W_U": model.W_U, "W_E W_ih": model.W_E @ layers(model)[0].W_ih}
 
 
 def layers(model: HookedRNN) -> list[RNNBlock]:

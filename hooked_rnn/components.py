@@ -63,7 +63,7 @@ class RNNBlock(nn.Module):
             x: the layer's input at every position.
             state: the state before the first step; None for zeros.
         """
-        inputs = self.hook_input(_affine(x, self.W_ih, self.b_ih))
+        inputs = self.hook_input(self.project(x))
         if state is None:
             # The zero state is the same for the whole batch, so it is multiplied once and broadcast.
             state = inputs.new_zeros(1, self.W_hh.shape[0])
@@ -71,6 +71,14 @@ class RNNBlock(nn.Module):
         steps = self._hooked_steps if any(point.is_hooked for point in in_loop) else self._plain_steps
         hidden = steps(inputs, state)
         return self.hook_out(torch.stack(hidden, dim=1)), hidden[-1]
+
+    def project(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_preact"]:
+        """x_t W_ih + b_ih."""
+        return _affine(x, self.W_ih, self.b_ih)
+
+    def recur(self, h: Float[Tensor, "batch d_hidden"]) -> Float[Tensor, "batch d_preact"]:
+        """h_{t-1} W_hh + b_hh."""
+        return _affine(h, self.W_hh, self.b_hh)
 
     def _hooked_steps(
         self, inputs: Float[Tensor, "batch pos d_preact"], h: Float[Tensor, "_ d_hidden"]
@@ -81,7 +89,7 @@ class RNNBlock(nn.Module):
         hook_hidden = self.hook_hidden.loop(n_steps)
         hidden = []
         for t, x_t in enumerate(inputs.unbind(1)):
-            recurrent = hook_recurrent(_affine(h, self.W_hh, self.b_hh).expand(batch, -1), t)
+            recurrent = hook_recurrent(self.recur(h).expand(batch, -1), t)
             preact = hook_preact(x_t + recurrent, t)
             h = hook_hidden(self.act(preact), t)
             hidden.append(h)
@@ -93,7 +101,7 @@ class RNNBlock(nn.Module):
         """The same sums in the same order, so the same bits; without a new tensor for each of them."""
         hidden = []
         for x_t in inputs.unbind(1):
-            recurrent = _affine(h, self.W_hh, self.b_hh)
+            recurrent = self.recur(h)
             preact = recurrent.add_(x_t) if recurrent.shape == x_t.shape else x_t + recurrent
             h = self.act_in_place(preact)
             hidden.append(h)
@@ -114,7 +122,7 @@ class Unembed(nn.Module):
         if self.b_U is not None:
             nn.init.zeros_(self.b_U)
 
-    def forward(self, x: Float[Tensor, "batch pos d_hidden"]) -> Float[Tensor, "batch pos d_vocab_out"]:
+    def forward(self, x: Float[Tensor, "*batch d_hidden"]) -> Float[Tensor, "*batch d_vocab_out"]:
         return _affine(x, self.W_U, self.b_U)
 
 

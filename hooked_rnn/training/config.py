@@ -8,7 +8,7 @@ from typing import Any
 from hooked_rnn.errors import ConfigError, choices, nearest
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "fast": {"steps": 1600, "orthogonal_steps": 400, "train_fraction": 0.4},
+    "fast": {"steps": 2500, "orthogonal_steps": 400, "train_fraction": 0.4},
     "adamw": {"steps": 5000, "orthogonal_steps": 0, "train_fraction": 0.6},
 }
 """What each recipe sets; everything else is :class:`TrainConfig`'s default."""

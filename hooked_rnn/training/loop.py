@@ -16,13 +16,11 @@ from tqdm.auto import tqdm
 from hooked_rnn.errors import TaskError, TrainingDivergedError
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.model import HookedRNN
+from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 from hooked_rnn.tasks import ModularTask
 from hooked_rnn.training.config import TrainConfig
 from hooked_rnn.training.orthogonal import orthogonalize_gradients
 from hooked_rnn.training.run_directory import RunDirectory
-
-EVALUATION_BATCH = 16_384
-"""Sequences in one forward pass of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,28 @@ class Run:
     """Rows of step, seconds, train_loss, test_loss, train_accuracy, test_accuracy (None without test sequences)."""
     directory: Path | None
     """Where the run was written, if anywhere."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Some of a task's sequences on the model's device, with their prefixes found once."""
+
+    tokens: Int[Tensor, "n pos"]
+    labels: Int[Tensor, " n"]
+    trie: PrefixTrie
+
+    @classmethod
+    def of(cls, task: ModularTask, device: torch.device, chosen: Int[Tensor, " n"] | None = None) -> "Sequences":
+        """All sequences of the task, or the chosen ones."""
+        tokens, labels = (x if chosen is None else x[chosen] for x in (task.tokens, task.labels))
+        tokens, labels = tokens.to(device), labels.to(device)
+        return cls(tokens, labels, PrefixTrie.of(tokens))
+
+    def last_logits(self, model: HookedRNN) -> Float[Tensor, "n d_vocab_out"]:
+        """The logits at the last position, by way of the prefixes unless a hook wants to see the steps."""
+        if has_hooks(model):
+            return model(self.tokens, logits_to_keep=1)[:, 0]
+        return last_logits(model, self.trie)
 
 
 def train(
@@ -64,9 +84,8 @@ def train(
     train_set, test_set = task.split(config.train_fraction, config.seed)
     directory = None if out is None else RunDirectory(Path(out), model, task, config)
     history: list[dict[str, Any]] = []
-    device = model.cfg.device
-    tokens, labels = task.tokens.to(device), task.labels.to(device)
-    train_tokens, train_labels = tokens[train_set.to(device)], labels[train_set.to(device)]
+    everything = Sequences.of(task, model.cfg.device)
+    trained_on = Sequences.of(task, model.cfg.device, train_set)
 
     model.train()
     started = time.perf_counter()
@@ -74,11 +93,11 @@ def train(
         for step in range(1, config.steps + 1):
             if step in (1, config.orthogonal_steps + 1):
                 optimizer = make_optimizer(model, config, step)
-            take_step(model, optimizer, train_tokens, train_labels, config, step)
+            take_step(model, optimizer, trained_on, config, step)
             bar.update()
             if step % config.eval_every == 0 or step == config.steps:
                 seconds = round(time.perf_counter() - started, 3)
-                row = {"step": step, "seconds": seconds, **evaluate(model, tokens, labels, train_set, test_set)}
+                row = {"step": step, "seconds": seconds, **evaluate(model, everything, train_set, test_set)}
                 history.append(row)
                 bar.set_postfix_str(_summary(row))
                 if directory is not None:
@@ -104,17 +123,10 @@ def make_optimizer(model: HookedRNN, config: TrainConfig, step: int) -> AdamW:
     )
 
 
-def take_step(
-    model: HookedRNN,
-    optimizer: AdamW,
-    tokens: Int[Tensor, "batch pos"],
-    labels: Int[Tensor, " batch"],
-    config: TrainConfig,
-    step: int,
-) -> None:
+def take_step(model: HookedRNN, optimizer: AdamW, batch: Sequences, config: TrainConfig, step: int) -> None:
     """One optimizer step on the whole batch."""
     optimizer.zero_grad()
-    loss = model(tokens, return_type="loss", labels=labels, logits_to_keep=1)
+    loss = cross_entropy(batch.last_logits(model).unsqueeze(1), batch.labels)
     loss.backward()
     if not math.isfinite(loss.item()):
         norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
@@ -129,14 +141,10 @@ def take_step(
 
 @torch.no_grad()
 def evaluate(
-    model: HookedRNN,
-    tokens: Int[Tensor, "n pos"],
-    labels: Int[Tensor, " n"],
-    train_set: Int[Tensor, " n_train"],
-    test_set: Int[Tensor, " n_test"],
+    model: HookedRNN, everything: Sequences, train_set: Int[Tensor, " n_train"], test_set: Int[Tensor, " n_test"]
 ) -> dict[str, float | None]:
-    """Mean loss (nats) and accuracy (a fraction of one) on the two parts of a task."""
-    logits = last_logits(model, tokens)
+    """Mean loss (nats) and accuracy (a fraction of one) on the two parts of a task; None for an empty part."""
+    logits, labels = everything.last_logits(model), everything.labels
     losses = cross_entropy(logits.unsqueeze(1).float(), labels, per_token=True).double()
     correct = (logits.argmax(-1) == labels).double()
     parts = {"train": train_set.to(labels.device), "test": test_set.to(labels.device)}
@@ -146,12 +154,6 @@ def evaluate(
         for name, values in measures.items()
         for part, index in parts.items()
     }
-
-
-@torch.no_grad()
-def last_logits(model: HookedRNN, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab_out"]:
-    """The logits at the last position of every sequence, a bounded number of sequences at a time."""
-    return torch.cat([model(batch, logits_to_keep=1)[:, 0] for batch in tokens.split(EVALUATION_BATCH)])
 
 
 def _check_sizes(model: HookedRNN, task: ModularTask) -> None:

@@ -1,0 +1,80 @@
+"""The report as one HTML page that needs no other file and no network."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from string import Template
+
+from analyses.claims import VERDICTS, Claim
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+  body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+  h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
+  table { border-collapse: collapse; width: 100%; }
+  th, td { text-align: left; vertical-align: top; padding: .5rem .6rem; border-bottom: 1px solid #ddd; }
+  thead th { border-bottom: 2px solid #222; }
+  table.claims td { font-size: .88rem; } table.facts th { width: 10rem; font-weight: 600; }
+  td.verdict { font-weight: 700; white-space: nowrap; }
+  td.verdict small { font-weight: 400; display: block; }
+  .holds { color: #00755a; } .partly { color: #a86500; } .no { color: #b13a00; }
+  figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p>The claims of Rangamani, <cite>Low Rank and Sparse Fourier Structure in Recurrent Networks Trained on Modular
+Addition</cite> (ICASSP 2025, arXiv 2503.22059), measured on one network by hooked_rnn. The criteria are constants of the
+program, fixed before the weights were trained.</p>
+<table class="facts"><tbody>$facts</tbody></table>
+<h2>Claims</h2>
+<table class="claims">
+<thead><tr><th></th><th>claim</th><th>published</th><th>measured</th><th>definition used</th><th>verdict</th></tr></thead>
+<tbody>$claims</tbody>
+</table>
+<h2>Figures</h2>
+$figures
+<h2>Hidden activations</h2>
+<p>The most active units of the hidden state, token by token, for some pairs. Choose a unit, and the pairs to show.</p>
+$view
+</body>
+</html>
+""")
+
+
+def render_page(
+    model: str, facts: Mapping[str, str], claims: Sequence[Claim], pictures: Mapping[str, bytes], view: str
+) -> str:
+    """The page.
+
+    Args:
+        model: the model's name, for the title.
+        facts: rows of the first table.
+        claims: rows of the second.
+        pictures: PNG bytes by name.
+        view: HTML of the interactive view, scripts inline.
+    """
+    return PAGE.substitute(
+        title=escape(f"Fourier structure of {model}"),
+        facts="".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items()),
+        claims="".join(_claim_row(claim) for claim in claims),
+        figures="".join(_figure(name, picture) for name, picture in pictures.items()),
+        view=view,
+    )
+
+
+def _claim_row(claim: Claim) -> str:
+    parts = "".join(f'<small class="{v}">{escape(part)}: {VERDICTS[v]}</small>' for part, v in claim.by_part.items())
+    texts = (claim.id, claim.claim, claim.published, claim.measured, claim.definition)
+    cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
+    return f'<tr>{cells}<td class="verdict {claim.holds}">{VERDICTS[claim.holds]}{parts}</td></tr>'
+
+
+def _figure(name: str, picture: bytes) -> str:
+    encoded = base64.b64encode(picture).decode("ascii")
+    return f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{encoded}"></figure>'

@@ -1,0 +1,219 @@
+"""Figures. Each takes results and draws them; nothing is computed here that a table could quote."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from torch import Tensor
+
+from analyses.ablation import Ablation, Curve
+from analyses.attribution import Fit, SingularAttribution
+from analyses.claims import C2_ENERGY, VERDICTS, Claim
+from analyses.spectra import KeyFrequencies, Spectrum
+
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A8A8A"
+MOST_PANELS = 9
+"""Most key frequencies that a figure with a panel for each shows, the strongest first."""
+
+
+def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy and loss over training, on the pairs trained on and on the others."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    steps = [row["step"] for row in history]
+    for axes, measure in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+        for part, colour in (("train", BLUE), ("test", ORANGE)):
+            values = [row[f"{part}_{measure}"] for row in history]
+            if None not in values:
+                axes.plot(steps, values, color=colour, label=f"{part} pairs", linewidth=2)
+        axes.set(xlabel="optimizer step", ylabel="loss (nats)" if measure == "loss" else measure)
+        _plain(axes)
+    accuracy, loss = figure.axes
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    loss.set_yscale("log")
+    accuracy.legend(frameon=False, loc="lower right")
+    figure.suptitle("Training, on the pairs trained on and on those held out")
+    return figure
+
+
+def frequencies_figure(claim: Claim, key: KeyFrequencies, hidden: Spectrum, output: Spectrum) -> Figure:
+    """C3: the share of the power at each frequency, in the input, the hidden state and the output."""
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    panels = (
+        (key.spectrum, "input: $W_E W_{ih}$ over tokens"),
+        (hidden, "last hidden state over pairs"),
+        (output, "output: $W_U$ over answers"),
+    )
+    rows = figure.subplots(3, 1, sharex=True)
+    for axes, (spectrum, title) in zip(rows, panels, strict=True):
+        for k in range(1, len(spectrum.shares) + 1):
+            is_key = k in key.frequencies
+            colour, share = (RED if is_key else GREY), spectrum.share(k)
+            axes.plot([k, k], [0, share], color=colour, linewidth=2 if is_key else 1)
+            axes.plot(k, share, "o", color=colour, markersize=6 if is_key else 2.5)
+            if is_key:
+                axes.annotate(str(k), (k, share), (0, 6), textcoords="offset points", ha="center", color=RED)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_ylim(0, 1.22 * float(spectrum.shares.max()) or 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _plain(axes)
+    rows[0].axhline(key.threshold, color=GREY, linestyle=":", linewidth=1)
+    rows[0].annotate(
+        "key above this line",
+        (len(key.spectrum.shares), key.threshold),
+        (0, 3),
+        textcoords="offset points",
+        ha="right",
+        color=GREY,
+        fontsize=8,
+    )
+    rows[1].set_ylabel("share of the non-constant power")
+    rows[2].set_xlabel("frequency k")
+    _headline(figure, claim, "the same few frequencies (red) at the input, in the hidden state and at the output")
+    return figure
+
+
+def low_rank_figure(claim: Claim, cumulative: Mapping[str, Float[Tensor, " rank"]], components: int) -> Figure:
+    """C2: the energy that the first singular components of each matrix hold."""
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    colours = (BLUE, ORANGE, RED, GREEN, PURPLE, "#56B4E9", "#F0E442", "black")
+    for colour, (name, held) in zip(colours, cumulative.items(), strict=False):
+        first = [0.0, *held[:64].tolist()]
+        axes.plot(range(len(first)), first, color=colour, linewidth=2, label=_symbol(name))
+    axes.axhspan(C2_ENERGY, 0.955, color=GREY, alpha=0.18, linewidth=0, label="published range")
+    if components:
+        axes.axvline(components, color=GREY, linestyle="--", linewidth=1.2)
+        axes.annotate(f" 2K = {components}", (components, 0.03), color=GREY)
+    axes.set(xlabel="first n singular components", ylabel="share of the energy", xlim=(0, 64), ylim=(0, 1.02))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(frameon=False, loc="lower right")
+    _plain(axes)
+    _headline(figure, claim, "two components per key frequency hold most of the energy")
+    return figure
+
+
+def singular_vectors_figure(
+    claim: Claim, attributions: Mapping[str, SingularAttribution], key: KeyFrequencies
+) -> Figure:
+    """C4: which frequency each of the first singular vectors is made of."""
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    image = None
+    for axes, (name, attribution) in zip(figure.subplots(1, len(attributions)), attributions.items(), strict=True):
+        columns = [attribution.shares[:, k - 1] for k in key.by_share]
+        columns.append(1 - torch.stack(columns).sum(0) if columns else torch.ones(len(attribution.shares)))
+        image = axes.imshow(torch.stack(columns, 1).numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(columns)), [*map(str, key.by_share), "other"])
+        axes.set_yticks(range(len(attribution.shares)), [str(i + 1) for i in range(len(attribution.shares))])
+        axes.set(xlabel="frequency", title=f"{_symbol(name)}: mean purity {attribution.mean_purity:.0%}")
+        axes.tick_params(length=0)
+    figure.axes[0].set_ylabel("singular vector")
+    if image is not None:
+        figure.colorbar(image, ax=figure.axes, label="share of the vector's power", format=PercentFormatter(1))
+    _headline(figure, claim, "each singular vector is made of one frequency (one dark cell a row)")
+    return figure
+
+
+def circles_figure(claim: Claim, circles: Mapping[int, Float[Tensor, "p axes"]], key: KeyFrequencies) -> Figure:
+    """C5: the tokens in the plane of each key frequency; the colour is where cos and sin would put them."""
+    shown = [k for k in key.by_share if circles[k].shape[1] == 2][:MOST_PANELS]
+    figure, panels = _panels(len(shown), claim, "the numbers lie on a circle for each key frequency")
+    for axes, k in zip(panels, shown, strict=True):
+        points = circles[k]
+        turn = k * torch.arange(len(points)) % len(points) / len(points)
+        axes.scatter(points[:, 0], points[:, 1], c=_hues(turn), s=22)
+        radius = 1.15 * float(points.norm(dim=1).max())
+        axes.set(
+            xlim=(-radius, radius), ylim=(-radius, radius), aspect="equal", title=f"k = {k}", xticks=[0], yticks=[0]
+        )
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+    figure.supxlabel("cosine axis; colour: $2\\pi k a/p$", fontsize=10)
+    figure.supylabel("sine axis", fontsize=10)
+    return figure
+
+
+def hidden_fit_figure(claim: Claim, fits: Mapping[int, Fit], key: KeyFrequencies) -> Figure:
+    """C6: the last hidden state's projection on the cosine of each key frequency, for all pairs, and its fit."""
+    shown = key.by_share[:MOST_PANELS]
+    figure, panels = _panels(len(shown), claim, "the last hidden state projects to the cosine of a + b")
+    for axes, k in zip(panels, shown, strict=True):
+        fit = fits[k]
+        order = fit.argument.argsort()
+        scale = float(fit.projections[:, 0].abs().max()) or 1.0
+        axes.plot(
+            fit.argument, fit.projections[:, 0] / scale, ".", color=BLUE, markersize=1, alpha=0.25, rasterized=True
+        )
+        axes.plot(fit.argument[order], fit.fitted[order, 0] / scale, color=RED, linewidth=1.5)
+        axes.set(title=f"k = {k}: relative error {fit.relative:.3f}", ylim=(-1.05, 1.05), yticks=[-1, 0, 1])
+        _plain(axes)
+    figure.supxlabel("k(a+b) modulo p", fontsize=10)
+    figure.supylabel("projection, over its largest (blue); its fit (red)", fontsize=10)
+    return figure
+
+
+def removal_figure(claim: Claim, ablations: Mapping[str, Ablation]) -> Figure:
+    """C7: accuracy with frequencies removed, and with the two matched controls."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    titles = {"W_E": "removed from $W_E$", "hidden": "removed from the last hidden state", "W_U": "removed from $W_U$"}
+    panels = figure.subplots(1, len(ablations), sharey=True)
+    for axes, (site, ablation) in zip(panels, ablations.items(), strict=True):
+        for curve, colour, label in (
+            (ablation.random, GREY, "as many other frequencies"),
+            (ablation.equal_power, ORANGE, "as much power, random directions"),
+            (ablation.key, RED, "key frequencies"),
+        ):
+            _band(axes, curve, colour, label)
+        axes.set(title=titles[site], xlabel="frequencies removed (mean, min to max)", ylim=(-0.03, 1.05))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain(axes)
+    panels[0].set_ylabel("accuracy on all pairs")
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=3, frameon=False)
+    _headline(figure, claim, "without one key frequency the network still adds, without several it does not")
+    return figure
+
+
+def _headline(figure: Figure, claim: Claim, text: str) -> None:
+    """What the figure is to show, and whether it does."""
+    figure.suptitle(f"{claim.id} {VERDICTS[claim.holds]}: {text}")
+
+
+def _band(axes: Axes, curve: Curve, colour: str, label: str) -> None:
+    numbers = list(curve)
+    spreads = list(curve.values())
+    axes.fill_between(numbers, [s.min for s in spreads], [s.max for s in spreads], color=colour, alpha=0.2, linewidth=0)
+    axes.plot(numbers, [s.mean for s in spreads], "o-", color=colour, label=label, linewidth=2)
+
+
+def _panels(n: int, claim: Claim, text: str) -> tuple[Figure, list[Axes]]:
+    """A figure of n panels in rows of three; a word instead, for none."""
+    rows = max(1, -(-n // 3))
+    figure = Figure(figsize=(9, 0.9 + 2.7 * rows), layout="constrained")
+    _headline(figure, claim, text)
+    if n == 0:
+        figure.text(0.5, 0.5, "no key frequency", ha="center", va="center", color=GREY)
+        return figure, []
+    panels = list(figure.subplots(rows, min(n, 3), squeeze=False).flat)
+    for unused in panels[n:]:
+        unused.set_visible(False)
+    return figure, panels[:n]
+
+
+def _hues(turn: Float[Tensor, " n"]) -> Any:
+    ones = torch.ones_like(turn)
+    return hsv_to_rgb(torch.stack([turn, 0.75 * ones, 0.85 * ones], 1).numpy())
+
+
+def _symbol(name: str) -> str:
+    """A matrix's name as mathematics: W_E W_ih becomes $W_{E} W_{ih}$."""
+    return "$" + " ".join(f"W_{{{part[2:]}}}" for part in name.split()) + "$"
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

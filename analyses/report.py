@@ -1,0 +1,178 @@
+"""The report: measure, judge, draw, write. One function composes them, in that order."""
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from analyses import plots
+from analyses.ablation import Curve
+from analyses.claims import Claim, judge
+from analyses.errors import ReportError
+from analyses.html import render_page
+from analyses.measure import Measurements, Subject, key_frequencies_of, load_subject, measure, n_ticks
+from analyses.views import hidden_view
+from hooked_rnn.files import write_atomically, write_text_atomically
+from hooked_rnn.training.run_directory import read_history, versions
+
+
+@dataclass(frozen=True)
+class Report:
+    """A model, what was measured on it, and which claims hold."""
+
+    subject: Subject
+    measurements: Measurements
+    claims: list[Claim]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``report.json`` holds. Accuracies and energies are fractions of one, losses are in nats."""
+        m = self.measurements
+        sites = m.ablations
+        return {
+            "model": self.subject.name,
+            "config": self.subject.model.cfg.to_dict(),
+            "task": self.subject.task.to_dict(),
+            "versions": versions(),
+            "accuracy": m.accuracy,
+            "loss": m.loss,
+            "held_out_accuracy": m.held_out_accuracy,
+            "key_frequencies": m.key.frequencies,
+            "key_frequency_threshold": m.key.threshold,
+            "key_frequency_shares": {str(k): m.key.spectrum.share(k) for k in m.key.by_share},
+            "energy": m.energy,
+            "energy_untrained": m.untrained_energy,
+            "singular_vector_purity": {name: a.mean_purity for name, a in m.attributions.items()},
+            "embedding_explained": m.explained,
+            "hidden_fit": {str(k): {"relative": fit.relative, "squared": fit.squared} for k, fit in m.fits.items()},
+            "ablation": {site: _curve(a.key) for site, a in sites.items()},
+            "control": {site: _curve(a.random) for site, a in sites.items()},
+            "control_equal_power": {site: _curve(a.equal_power) for site, a in sites.items()},
+            "ablation_subsets": {
+                site: [{"removed": list(subset), "accuracy": accuracy} for subset, accuracy in a.subsets.items()]
+                for site, a in sites.items()
+            },
+            "claims": [asdict(claim) for claim in self.claims],
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+
+def make_report(model: str, out: Path | None = None, progress: bool = True) -> Report:
+    """Measure the claims on a model and, where ``out`` is given, write JSON, figures and page there.
+
+    Args:
+        model: an embedded model, a run directory, or a Hub id.
+        out: a directory; it is made where it is missing, and may hold other files.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        ReportError: ``out`` cannot be written, or the model is not one of addition of two numbers.
+        UnknownModelError, RunDirectoryError, WeightsError, ConfigError: as ``from_pretrained``.
+    """
+    if out is not None:
+        _make_writable(out)
+    subject = load_subject(model)
+    n_key = len(key_frequencies_of(subject.model, subject.task).frequencies)
+    with _progress(n_ticks(n_key) + (out is not None), progress) as tick:
+        measurements = measure(subject, tick)
+        report = Report(subject, measurements, judge(measurements))
+        if out is not None:
+            tick("figures and page")
+            write_report(report, out)
+    return report
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write ``report.json``, the figures as PNG, and ``report.html``, which needs no other file and no network.
+
+    Raises:
+        ReportError: a file cannot be written.
+    """
+    figures = draw(report)
+    pictures = {name: to_png(figure) for name, figure in figures.items()}
+    view = hidden_view(report.subject.model, report.subject.task)
+    try:
+        for name, picture in pictures.items():
+            write_atomically(out / f"{name}.png", lambda path, picture=picture: path.write_bytes(picture))
+        write_text_atomically(
+            out / "report.html", render_page(report.subject.name, facts(report), report.claims, pictures, view)
+        )
+        write_text_atomically(out / "report.json", report.to_json() + "\n")
+    except OSError as error:
+        raise ReportError(f"cannot write the report to {out}: {error}") from error
+
+
+def draw(report: Report) -> dict[str, Figure]:
+    """The figures, by file name."""
+    m, directory = report.measurements, report.subject.directory
+    claims = {claim.id: claim for claim in report.claims}
+    figures = {
+        "removal": plots.removal_figure(claims["C7"], m.ablations),
+        "frequencies": plots.frequencies_figure(claims["C3"], m.key, m.hidden_spectrum, m.output_spectrum),
+        "circles": plots.circles_figure(claims["C5"], m.circles, m.key),
+        "low_rank": plots.low_rank_figure(claims["C2"], m.cumulative_energy, m.components),
+        "singular_vectors": plots.singular_vectors_figure(claims["C4"], m.attributions, m.key),
+        "hidden_fit": plots.hidden_fit_figure(claims["C6"], m.fits, m.key),
+    }
+    history = read_history(directory) if directory else []
+    return figures | ({"training": plots.training_figure(history)} if history else {})
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def facts(report: Report) -> dict[str, str]:
+    """What a reader wants to know before the claims."""
+    m, model = report.measurements, report.subject.model
+    fixed = versions()
+    return {
+        "model": report.subject.name,
+        "network": f"{model.cfg.n_layers} layer of {model.cfg.d_hidden} {model.cfg.act_fn} units"
+        f"{' with biases' if model.cfg.bias else ''}, embedding of {model.cfg.d_model}",
+        "task": f"addition of two numbers modulo {report.subject.task.p}",
+        "accuracy": f"{m.accuracy:.2%} of all {report.subject.task.p**2:,} pairs (loss {m.loss:.2e} nats)",
+        "key frequencies": ", ".join(f"{k} ({m.key.spectrum.share(k):.1%})" for k in m.key.by_share) or "none",
+        "made with": ", ".join(f"{name} {version}" for name, version in fixed.items()),
+    }
+
+
+@contextmanager
+def _progress(total: int, shown: bool) -> Iterator[Callable[[str], None]]:
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
+        row = bar.add_task("loading", total=total)
+
+        def tick(what: str) -> None:
+            bar.update(row, description=what, advance=1)
+
+        yield tick
+
+
+def _make_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ReportError(f"cannot write a report to {out}: {error}") from error
+
+
+def _curve(curve: Curve) -> dict[str, dict[str, float]]:
+    return {str(n): asdict(spread) for n, spread in curve.items()}

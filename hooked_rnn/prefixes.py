@@ -1,0 +1,78 @@
+"""Shared prefixes, computed once.
+
+A set of sequences is a trie, and in a recurrent network the state after a prefix depends on that prefix
+alone. All pairs of numbers modulo p, for one, have p*p sequences but only p states after the first token.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hooked_rnn.components import RNNBlock
+from hooked_rnn.model import HookedRNN
+
+
+@dataclass(frozen=True)
+class PrefixTrie:
+    """The distinct prefixes of a set of sequences, level by level; a node is a prefix."""
+
+    tokens: list[Int[Tensor, " nodes"]]
+    """For each position, the last token of every distinct prefix that ends there."""
+    parents: list[Int[Tensor, " nodes"]]
+    """For each position, which node of the position before every prefix continues; zeros at the first."""
+    leaves: Int[Tensor, " n"]
+    """For each sequence, its node at the last position."""
+
+    @classmethod
+    def of(cls, sequences: Int[Tensor, "n pos"]) -> "PrefixTrie":
+        """The trie of some sequences of one length."""
+        tokens, parents = [], []
+        node = torch.zeros(len(sequences), dtype=torch.int64, device=sequences.device)
+        for column in sequences.unbind(1):
+            nodes, node = torch.unique(torch.stack([node, column], dim=1), dim=0, return_inverse=True)
+            parents.append(nodes[:, 0].contiguous())
+            tokens.append(nodes[:, 1].contiguous())
+        return cls(tokens, parents, node)
+
+
+def last_logits(
+    model: HookedRNN, trie: PrefixTrie, W_E: Float[Tensor, "d_vocab d_model"] | None = None
+) -> Float[Tensor, "n d_vocab_out"]:
+    """The logits at the last position of every sequence: those of ``model(sequences, logits_to_keep=1)``.
+
+    The same sums, and the same gradients, up to rounding; each of them once for every distinct prefix. No
+    hook fires, so a model with hooks needs the ordinary forward pass: see :func:`has_hooks`.
+
+    Args:
+        model: the network.
+        trie: the sequences' prefixes, on the model's device.
+        W_E: another embedding to use in place of the model's own.
+    """
+    first, *above = cast(list[RNNBlock], list(model.blocks))
+    # Layer 0 sees a token through W_E W_ih: a table with a row for each token.
+    table = first.project(model.W_E if W_E is None else W_E)
+    hidden = _layer(first, [table.index_select(0, tokens) for tokens in trie.tokens], trie)
+    for block in above:
+        hidden = _layer(block, [block.project(h) for h in hidden], trie)
+    return model.unembed(hidden[-1]).index_select(0, trie.leaves)
+
+
+def has_hooks(model: HookedRNN) -> bool:
+    """Whether any hook point of the model has a hook."""
+    return any(point.is_hooked for point in model.hook_points())
+
+
+def _layer(
+    block: RNNBlock, inputs: list[Float[Tensor, "_nodes d_preact"]], trie: PrefixTrie
+) -> list[Float[Tensor, "_nodes d_hidden"]]:
+    """The hidden state of every node at every position."""
+    h = inputs[0].new_zeros(1, block.W_hh.shape[0])
+    hidden = []
+    for x_t, parents in zip(inputs, trie.parents, strict=True):
+        recurrent = block.recur(h).index_select(0, parents)
+        h = block.act_in_place(recurrent.add_(x_t))
+        hidden.append(h)
+    return hidden
