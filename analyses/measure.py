@@ -182,6 +182,13 @@ def measure(subject: Subject, tick: Callable[[str], object] = lambda _: None) ->
     )
 
 
+@torch.no_grad()
+def accuracy_of(subject: Subject) -> float:
+    """Accuracy on all pairs."""
+    logits = last_hidden(subject.model, subject.task) @ subject.model.W_U + subject.model.b_U
+    return float((logits.argmax(-1) == subject.task.labels.to(logits.device)).double().mean())
+
+
 def n_ticks(n_key_frequencies: int) -> int:
     """How often :func:`measure` calls its ``tick``."""
     return 2 + len(SITES) * len(numbers_removed(list(range(n_key_frequencies))))

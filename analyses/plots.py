@@ -44,7 +44,7 @@ def frequencies_figure(claim: Claim, key: KeyFrequencies, hidden: Spectrum, outp
     """C3: the share of the power at each frequency, in the input, the hidden state and the output."""
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     panels = (
-        (key.spectrum, "input: $W_E W_{ih}$ over tokens"),
+        (key.spectrum, "input: $W_E W_{ih}$ over tokens (key: above the dotted line)"),
         (hidden, "last hidden state over pairs"),
         (output, "output: $W_U$ over answers"),
     )
@@ -62,15 +62,6 @@ def frequencies_figure(claim: Claim, key: KeyFrequencies, hidden: Spectrum, outp
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _plain(axes)
     rows[0].axhline(key.threshold, color=GREY, linestyle=":", linewidth=1)
-    rows[0].annotate(
-        "key above this line",
-        (len(key.spectrum.shares), key.threshold),
-        (0, 3),
-        textcoords="offset points",
-        ha="right",
-        color=GREY,
-        fontsize=8,
-    )
     rows[1].set_ylabel("share of the non-constant power")
     rows[2].set_xlabel("frequency k")
     _headline(figure, claim, "the same few frequencies (red) at the input, in the hidden state and at the output")
@@ -162,19 +153,16 @@ def removal_figure(claim: Claim, ablations: Mapping[str, Ablation]) -> Figure:
     titles = {"W_E": "removed from $W_E$", "hidden": "removed from the last hidden state", "W_U": "removed from $W_U$"}
     panels = figure.subplots(1, len(ablations), sharey=True)
     for axes, (site, ablation) in zip(panels, ablations.items(), strict=True):
-        for curve, colour, label in (
-            (ablation.random, GREY, "as many other frequencies"),
-            (ablation.equal_power, ORANGE, "as much power, random directions"),
-            (ablation.key, RED, "key frequencies"),
-        ):
-            _band(axes, curve, colour, label)
+        _band(axes, ablation.equal_power, ORANGE, "o-", "as much power, random directions")
+        _band(axes, ablation.key, RED, "o-", "key frequencies")
+        _band(axes, ablation.random, "0.3", "s--", "as many other frequencies")
         axes.set(title=titles[site], xlabel="frequencies removed (mean, min to max)", ylim=(-0.03, 1.05))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axes)
     panels[0].set_ylabel("accuracy on all pairs")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1))
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     _headline(figure, claim, "without one key frequency the network still adds, without several it does not")
     return figure
 
@@ -184,11 +172,11 @@ def _headline(figure: Figure, claim: Claim, text: str) -> None:
     figure.suptitle(f"{claim.id} {VERDICTS[claim.holds]}: {text}")
 
 
-def _band(axes: Axes, curve: Curve, colour: str, label: str) -> None:
+def _band(axes: Axes, curve: Curve, colour: str, style: str, label: str) -> None:
     numbers = list(curve)
     spreads = list(curve.values())
     axes.fill_between(numbers, [s.min for s in spreads], [s.max for s in spreads], color=colour, alpha=0.2, linewidth=0)
-    axes.plot(numbers, [s.mean for s in spreads], "o-", color=colour, label=label, linewidth=2)
+    axes.plot(numbers, [s.mean for s in spreads], style, color=colour, label=label, linewidth=1.8, markersize=5)
 
 
 def _panels(n: int, claim: Claim, text: str) -> tuple[Figure, list[Axes]]:

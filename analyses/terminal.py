@@ -8,8 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from analyses.claims import VERDICTS, Claim, Verdict
+from analyses.low_rank import cumulative_energy, held_by_first
+from analyses.measure import accuracy_of, key_frequencies_of, load_subject, matrices
 from analyses.report import Report, facts
-from hooked_rnn.pretrained import EMBEDDED, embedded_names, read_training
+from hooked_rnn.pretrained import embedded_names
 
 STYLES: dict[Verdict, str] = {"holds": "green", "partly": "yellow", "no": "red"}
 LEAST_WIDTH = 120
@@ -41,19 +43,33 @@ def claims_table(claims: Sequence[Claim]) -> Table:
 
 
 def print_embedded() -> None:
-    """The embedded models, with the figures of their ``train.json``."""
-    rows = []
+    """The embedded models, with figures that are measured on their weights here and now."""
+    table = Table(
+        "model", "p", "d_model", "d_hidden", "parameters", "accuracy", "key frequencies", "energy of 2K components"
+    )
     for name in embedded_names():
-        record = read_training(EMBEDDED / name) or {}
-        rows.append({"model": name, **record.get("figures", {})})
-    print_rows(rows)
+        subject = load_subject(name)
+        cfg, key = subject.model.cfg, key_frequencies_of(subject.model, subject.task).frequencies
+        held = {n: held_by_first(cumulative_energy(m), 2 * len(key)) for n, m in matrices(subject.model).items()}
+        table.add_row(
+            name,
+            str(subject.task.p),
+            str(cfg.d_model),
+            str(cfg.d_hidden),
+            f"{sum(w.numel() for w in subject.model.parameters()):,}",
+            f"{accuracy_of(subject):.2%}",
+            " ".join(map(str, key)),
+            ", ".join(f"{n} {share:.1%}" for n, share in held.items()),
+        )
+    _console().print(table)
 
 
 def print_rows(rows: Sequence[Mapping[str, object]]) -> None:
-    """Rows of the same keys as a table."""
-    table = Table(*(rows[0] if rows else ()))
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    """Rows of the same keys as a table that stands on its side: a column for each row."""
+    names = list(rows[0])
+    table = Table("", *(str(i + 1) for i in range(len(rows))), show_header=False)
+    for name in names:
+        table.add_row(name, *(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for row in rows))
     _console().print(table)
 
 

@@ -1,0 +1,122 @@
+"""Several runs side by side, and which of them may be embedded."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analyses.claims import judge
+from analyses.errors import ReportError
+from analyses.measure import Measurements, Subject, load_subject, measure
+from hooked_rnn.pretrained import read_training
+from hooked_rnn.weights import digest
+
+LEAST_ACCURACY = 0.999
+"""Of an embedded model: accuracy on all pairs."""
+KEY_FREQUENCIES = (3, 9)
+"""Of an embedded model: fewest and most key frequencies."""
+LEAST_WITHOUT_ONE = 0.85
+"""Of an embedded model: mean accuracy with one key frequency removed from W_E, to be exceeded."""
+MOST_WITHOUT_ALL = 0.06
+"""Of an embedded model: accuracy with all of them removed from W_E, to stay below."""
+RULE = (
+    f"the lowest seed whose model has at least {LEAST_ACCURACY:.1%} accuracy on all pairs, {KEY_FREQUENCIES[0]} to "
+    f"{KEY_FREQUENCIES[1]} key frequencies, a mean accuracy above {LEAST_WITHOUT_ONE:.0%} with one of them removed from W_E, "
+    f"and below {MOST_WITHOUT_ALL:.0%} with all of them"
+)
+"""How the embedded one is chosen among several seeds."""
+
+
+def tabulate(runs: Iterable[str]) -> list[dict[str, Any]]:
+    """A row of every metric for each run directory, in the order of their seeds.
+
+    Raises:
+        ReportError: a run without ``train.json``, or one that the report cannot be about.
+    """
+    return sorted((row_of(run) for run in runs), key=lambda row: int(row["seed"]))
+
+
+def row_of(run: str) -> dict[str, Any]:
+    """Every metric of one run directory."""
+    subject = load_subject(run)
+    record = read_training(subject.directory) if subject.directory else None
+    if record is None:
+        raise ReportError(f"{run} has no train.json: expected the directory of a run")
+    return row(subject, measure(subject), record["train"])
+
+
+def row(subject: Subject, m: Measurements, train: Mapping[str, Any]) -> dict[str, Any]:
+    """Every metric of one run. Accuracies and energies are fractions of one, the loss is in nats."""
+    measured: dict[str, Any] = {
+        "seed": train["seed"],
+        "steps": train["steps"],
+        "train_fraction": train["train_fraction"],
+        "accuracy": m.accuracy,
+        "held_out_accuracy": m.held_out_accuracy,
+        "loss": m.loss,
+        "n_key": len(m.key.frequencies),
+        "key_frequencies": " ".join(map(str, m.key.by_share)),
+        "key_shares": " ".join(f"{m.key.spectrum.share(k):.3f}" for k in m.key.by_share),
+    }
+    measured |= {f"energy {name}": value for name, value in m.energy.items()}
+    measured |= {f"purity {name}": a.mean_purity for name, a in m.attributions.items()}
+    measured["embedding_explained"] = m.explained
+    relative = sorted(fit.relative for fit in m.fits.values())
+    measured |= {
+        "least_fit_error": relative[0] if relative else None,
+        "largest_fit_error": relative[-1] if relative else None,
+    }
+    for site, ablation in m.ablations.items():
+        measured[f"{site} without 1"] = ablation.key[1].mean if ablation.key else None
+        measured[f"{site} without all"] = ablation.key[max(ablation.key)].mean if ablation.key else None
+        measured[f"{site} without as many others"] = (
+            ablation.random[max(ablation.random)].mean if ablation.random else None
+        )
+    measured |= {claim.id: claim.holds for claim in judge(m)}
+    measured["sha256"] = digest(subject.model.state_dict())[:16]
+    measured["may_be_embedded"] = may_be_embedded(measured)
+    return measured
+
+
+def may_be_embedded(measured: Mapping[str, Any]) -> bool:
+    """Whether a row fulfils :data:`RULE` but for being the lowest seed."""
+    least, most = KEY_FREQUENCIES
+    return (
+        measured["accuracy"] >= LEAST_ACCURACY
+        and least <= measured["n_key"] <= most
+        and measured["W_E without 1"] > LEAST_WITHOUT_ONE
+        and measured["W_E without all"] < MOST_WITHOUT_ALL
+    )
+
+
+def choose(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row that :data:`RULE` chooses.
+
+    Raises:
+        ReportError: no seed fulfils it.
+    """
+    candidates = [r for r in rows if r["may_be_embedded"]]
+    if not candidates:
+        raise ReportError(f"none of {len(rows)} seeds may be embedded: expected {RULE}")
+    return min(candidates, key=lambda r: int(r["seed"]))
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the rows to a file of comma-separated values.
+
+    Raises:
+        ReportError: the file cannot be written.
+    """
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise ReportError(f"cannot write {path}: {error}") from error
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a file that :func:`write_csv` wrote, as text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
