@@ -66,13 +66,15 @@ def print_embedded() -> None:
 
 def print_rows(rows: Sequence[Mapping[str, object]]) -> None:
     """Rows of the same keys as a table that stands on its side: a column for each row."""
-    names = list(rows[0])
-    table = Table("", *(str(i + 1) for i in range(len(rows))), show_header=False)
-    for name in names:
+    table = Table(show_header=False)
+    table.add_column(no_wrap=True)
+    for _ in rows:
+        table.add_column(overflow="fold", min_width=10)
+    for name in rows[0]:
         table.add_row(name, *(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for row in rows))
-    _console().print(table)
+    _console(least_width=36 + 13 * len(rows)).print(table)
 
 
-def _console() -> Console:
+def _console(least_width: int = LEAST_WIDTH) -> Console:
     console = Console()
-    return console if console.width >= LEAST_WIDTH else Console(width=LEAST_WIDTH)
+    return console if console.width >= least_width else Console(width=least_width)

@@ -17,6 +17,7 @@ its forward hooks), and the last one to return or to edit a gradient decides wha
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -78,9 +79,9 @@ class IsolatedHookPoint(HookPoint):
         replaced = None
         for hook_id, function in hooks:
             own = grad if self._observes(hook_id) else grad.clone()
-            version = own._version
+            version = _version(own)
             result = self._run_backward(function, own)
-            if result is not None or own._version != version:
+            if result is not None or _version(own) != version:
                 replaced = own if result is None else self._checked(result, own)
         return replaced
 
@@ -151,14 +152,15 @@ class StepHookPoint(IsolatedHookPoint):
 
 
 class _Loop:
-    """One pass of one hook point over the steps, with the tensor of each of its hooks."""
+    """One forward pass of one hook point over the steps, with the tensor of each of its hooks."""
 
     def __init__(self, point: StepHookPoint, n_steps: int) -> None:
         self.point = point
         self.n_steps = n_steps
-        self.forward_tensors: dict[int, _Rows] = {}
-        self.backward_tensors: dict[int, _Rows] = {}
-        self.backward_pass: tuple[int, int] = (-1, n_steps)
+        self.tensors: dict[int, _Rows] = {}
+        # Apart, because the graph keeps it: if it knew of the tensors above, whose graph that is, nothing
+        # would ever be freed.
+        self.backward = _BackwardLoop(point, n_steps)
 
     def __call__(self, x: Float[Tensor, "batch d"], step: int) -> Float[Tensor, "batch d"]:
         point = self.point
@@ -167,69 +169,93 @@ class _Loop:
         left = x
         with point._at(step, self.n_steps):
             for hook_id, function in list(point._forward_hooks.items()):
-                left = self._forward(hook_id, function, left, step)
-        backward = list(point._backward_hooks.items())
-        if not backward or not (x.requires_grad or left.requires_grad):
+                left = self._run(hook_id, function, left, step)
+        hooks = list(point._backward_hooks.items())
+        if not hooks or not (x.requires_grad or left.requires_grad):
             return left
-        return _HookGradient.apply(x, left, lambda grad: self._gradient(backward, grad, step))
+        return _HookGradient.apply(x, left, partial(self.backward, hooks, step))
 
-    def _forward(self, hook_id: int, function: Callable[..., Any], x: Tensor, step: int) -> Tensor:
+    def _run(self, hook_id: int, function: Callable[..., Any], x: Tensor, step: int) -> Tensor:
         last = self.n_steps - 1
         if self.point._observes(hook_id):
-            rows = self.forward_tensors.setdefault(hook_id, _SharedRows(self.n_steps, 0, last)).at(x, step)
+            rows = self.tensors.setdefault(hook_id, _SharedRows(self.n_steps, last)).at(x, step)
             if step == last:
                 self.point._run_forward(hook_id, function, rows)
             return x
-        own = self.forward_tensors.setdefault(hook_id, _OwnTensor(self.n_steps, 0, last)).at(x, step)
-        version = own._version if torch.is_grad_enabled() else None
+        own = self.tensors.setdefault(hook_id, _OwnTensor(self.n_steps, last)).at(x, step)
+        version = _version(own)
         result = self.point._run_forward(hook_id, function, own)
         edited = own if result is None else self.point._checked(result, own)
-        if version is not None and edited is own and own._version == version and torch.equal(own[:, step], x):
+        untouched = edited is own and version is not None and _version(own) == version
+        if untouched and torch.is_grad_enabled() and torch.equal(own[:, step], x):
             # Under autograd an untouched step goes on as it came: its gradient need not pass through all
             # the others. Values are compared too, since a write through .data leaves the version as it was.
             return x
         return edited[:, step].clone()  # a copy, or one step would keep all of them in memory
 
-    def _gradient(self, hooks: list[tuple[int, Callable[..., Any]]], grad: Tensor, step: int) -> Tensor | None:
-        self._start_backward_pass(step)
+
+class _BackwardLoop:
+    """The backward passes of one hook point over the steps of one forward pass."""
+
+    def __init__(self, point: StepHookPoint, n_steps: int) -> None:
+        self.point = point
+        self.n_steps = n_steps
+        self.tensors: dict[int, _Rows] = {}
+        self.task = -1
+        self.reached = n_steps
+
+    def __call__(self, hooks: list[tuple[int, Callable[..., Any]]], step: int, grad: Tensor) -> Tensor | None:
+        """What the hooks make of one step's gradient; None where they leave it alone."""
+        self._begin(step)
         replaced = None
         with self.point._at(step, self.n_steps):
             for hook_id, function in hooks:
                 kind = _SharedRows if self.point._observes(hook_id) else _OwnTensor
-                own = self.backward_tensors.setdefault(hook_id, kind(self.n_steps, self.n_steps - 1, 0)).at(grad, step)
-                version = own._version
+                own = self.tensors.setdefault(hook_id, kind(self.n_steps, last=0)).at(grad, step)
+                version = _version(own)
                 result = self.point._run_backward(function, own)
-                if result is not None or own._version != version:
+                if result is not None or _version(own) != version:
                     edited = own if result is None else self.point._checked(result, own)
                     replaced = edited[:, step].clone()
+        if step == 0:
+            self.tensors = {}
         return replaced
 
-    def _start_backward_pass(self, step: int) -> None:
+    def _begin(self, step: int) -> None:
         """Forget the gradients of an earlier backward pass through the same graph."""
-        task, reached = torch._C._current_graph_task_id(), self.backward_pass[1]
-        if task != self.backward_pass[0] or step >= reached:
-            self.backward_tensors = {}
-        self.backward_pass = (task, step)
+        task = torch._C._current_graph_task_id()
+        if task != self.task or step >= self.reached:
+            self.tensors = {}
+        self.task, self.reached = task, step
 
 
 class _Rows:
-    """A [batch, pos, d] tensor that is filled as steps arrive, from the ``first`` to the ``last``."""
+    """A [batch, pos, d] tensor that is filled as steps arrive, the ``last`` of them last."""
 
-    def __init__(self, n_steps: int, first: int, last: int) -> None:
+    def __init__(self, n_steps: int, last: int) -> None:
         self.n_steps = n_steps
-        self.first = first
         self.last = last
         self.filled: Tensor | None = None
 
     def at(self, x: Tensor, step: int) -> Tensor:
         raise NotImplementedError
 
+    def _fill(self, x: Tensor, step: int) -> Tensor:
+        if self.filled is None:
+            # A forward pass that is seen from its first step writes every position. Elsewhere not every
+            # step needs to come: an edit cuts the backward pass off, a hook is added while the loop runs.
+            whole = isinstance(self, _SharedRows) and step == 0 and self.last == self.n_steps - 1
+            make = x.new_empty if whole else x.new_zeros
+            self.filled = make(x.shape[0], self.n_steps, x.shape[1])
+        self.filled[:, step] = x
+        return self.filled
+
 
 class _OwnTensor(_Rows):
     """The tensor of one hook that may edit."""
 
-    def __init__(self, n_steps: int, first: int, last: int) -> None:
-        super().__init__(n_steps, first, last)
+    def __init__(self, n_steps: int, last: int) -> None:
+        super().__init__(n_steps, last)
         self.arrived: dict[int, Tensor] = {}
 
     def at(self, x: Tensor, step: int) -> Tensor:
@@ -240,10 +266,7 @@ class _OwnTensor(_Rows):
         if torch.is_grad_enabled() or step == self.last:
             zeros = torch.zeros_like(x)
             return torch.stack([self.arrived.get(s, zeros) for s in range(self.n_steps)], dim=1)
-        if self.filled is None:
-            self.filled = x.new_zeros(x.shape[0], self.n_steps, x.shape[1])
-        self.filled[:, step] = x
-        return self.filled
+        return self._fill(x, step)
 
 
 class _SharedRows(_Rows):
@@ -251,12 +274,7 @@ class _SharedRows(_Rows):
 
     def at(self, x: Tensor, step: int) -> Tensor:
         with torch.no_grad():
-            if self.filled is None:
-                # Every position will be written, unless the first step was missed.
-                make = x.new_empty if step == self.first else x.new_zeros
-                self.filled = make(x.shape[0], self.n_steps, x.shape[1])
-            self.filled[:, step] = x
-        return self.filled
+            return self._fill(x, step)
 
 
 class _HookGradient(torch.autograd.Function):
@@ -276,3 +294,8 @@ class _HookGradient(torch.autograd.Function):
         (grad,) = grads
         replaced = ctx.run(grad)
         return (None, grad, None) if replaced is None else (replaced, None, None)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often the tensor was written to; None where torch does not count (inference mode)."""
+    return None if tensor.is_inference() else tensor._version

@@ -11,22 +11,35 @@ IGNORED = -100
 """Label of a position that is left out of the loss."""
 
 
-def check_labels(labels: object, batch: int, n_positions: int, n_kept: int, d_vocab_out: int) -> None:
-    """Raise LabelError unless these are integer labels, [batch] or [batch, pos], that fit the logits.
+def checked_labels(
+    labels: object, tokens: Int[Tensor, "batch pos"], n_kept: int, d_vocab_out: int
+) -> Int[Tensor, " batch"] | Int[Tensor, "batch pos"]:
+    """The labels as int64, if they are integers, [batch] or [batch, pos], that fit the logits.
 
     Args:
         labels: what the caller passed.
-        batch: number of sequences.
-        n_positions: their length.
+        tokens: the sequences that they are labels of.
         n_kept: how many of the last positions have logits.
         d_vocab_out: number of classes.
+
+    Raises:
+        LabelError: they are missing, or do not fit.
     """
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or labels.dtype == torch.bool
+    ):
         raise LabelError(f"labels are {getattr(labels, 'dtype', type(labels).__name__)}: expected an integer tensor")
+    batch, n_positions = tokens.shape
     if labels.shape not in ((batch,), (batch, n_positions)):
         raise LabelError(
             f"labels have shape {list(labels.shape)}: expected [{batch}] (of the last position) or [{batch}, {n_positions}]"
         )
+    if labels.device != tokens.device:
+        raise LabelError(f"labels are on {labels.device}: expected {tokens.device}, where the tokens are")
+    labels = labels.long()
     kept = labels[..., -n_kept:] if labels.ndim == 2 else labels
     counted = kept[kept != IGNORED]
     if counted.numel() == 0:
@@ -38,6 +51,7 @@ def check_labels(labels: object, batch: int, n_positions: int, n_kept: int, d_vo
         raise LabelError(
             f"label {low if low < 0 else high}: expected 0 to {d_vocab_out - 1}, or {IGNORED} to ignore a position"
         )
+    return labels
 
 
 def cross_entropy(
@@ -58,6 +72,6 @@ def cross_entropy(
         labels = labels[:, -logits.shape[1] :]
     reduction = "none" if per_token else "mean"
     losses = functional.cross_entropy(
-        logits.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORED, reduction=reduction
+        logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction=reduction
     )
     return losses.view(labels.shape) if per_token else losses

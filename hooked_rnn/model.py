@@ -19,7 +19,7 @@ from hooked_rnn.components import Embed, RNNBlock, Unembed
 from hooked_rnn.config import HookedRNNConfig
 from hooked_rnn.errors import ReturnTypeError, StateError, choices
 from hooked_rnn.hook_points import IsolatedHookPoint
-from hooked_rnn.losses import check_labels, cross_entropy
+from hooked_rnn.losses import checked_labels, cross_entropy
 from hooked_rnn.tokens import TokensLike, to_tokens
 
 ReturnType = Literal["logits", "loss", "both"] | None
@@ -96,7 +96,10 @@ class HookedRNN(
         tokens = self.to_tokens(tokens)
         batch, n_positions = tokens.shape
         kept = self._n_kept(logits_to_keep, n_positions)
-        self._check_request(return_type, labels, batch, n_positions, kept)
+        if return_type not in RETURN_TYPES:
+            raise ReturnTypeError(f"return_type={return_type!r}: expected {choices(RETURN_TYPES)}")
+        if return_type in ("loss", "both"):
+            labels = checked_labels(labels, tokens, kept, self.cfg.d_vocab_out)
         states = self._layer_states(initial_state, batch)
 
         x = self.hook_embed(self.embed(tokens))
@@ -321,14 +324,6 @@ class HookedRNN(
             )
         return min(logits_to_keep, n_positions) or n_positions
 
-    def _check_request(
-        self, return_type: ReturnType, labels: Tensor | None, batch: int, n_positions: int, kept: int
-    ) -> None:
-        if return_type not in RETURN_TYPES:
-            raise ReturnTypeError(f"return_type={return_type!r}: expected {choices(RETURN_TYPES)}")
-        if return_type in ("loss", "both"):
-            check_labels(labels, batch, n_positions, kept, self.cfg.d_vocab_out)
-
     def _layer_states(self, initial_state: Tensor | None, batch: int) -> list[Tensor] | list[None]:
         if initial_state is None:
             return [None] * self.cfg.n_layers
@@ -348,7 +343,7 @@ class HookedRNN(
             return logits
         if return_type is None:
             return None
-        assert labels is not None  # _check_request saw to it
+        assert labels is not None  # checked_labels saw to it
         loss = cross_entropy(logits, labels, per_token)
         return loss if return_type == "loss" else Output(logits, loss)
 

@@ -19,9 +19,9 @@ from hooked_rnn.model import HookedRNN
 class PrefixTrie:
     """The distinct prefixes of a set of sequences, level by level; a node is a prefix."""
 
-    tokens: list[Int[Tensor, " nodes"]]
+    tokens: list[Int[Tensor, " _nodes"]]
     """For each position, the last token of every distinct prefix that ends there."""
-    parents: list[Int[Tensor, " nodes"]]
+    parents: list[Int[Tensor, " _nodes"]]
     """For each position, which node of the position before every prefix continues; zeros at the first."""
     leaves: Int[Tensor, " n"]
     """For each sequence, its node at the last position."""

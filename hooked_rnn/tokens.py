@@ -39,7 +39,7 @@ def to_tokens(source: TokensLike, cfg: HookedRNNConfig) -> Int[Tensor, "batch po
         rows = [rows]  # one sequence
     try:
         tokens = torch.tensor(rows, device=cfg.device)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise TokenError(f"tokens {rows!r} do not make a batch of sequences of one length: {error}") from error
     return _checked(tokens, cfg)
 
@@ -58,19 +58,20 @@ def _parse(text: str, cfg: HookedRNNConfig) -> list[int]:
 
 
 def _checked(tokens: Tensor, cfg: HookedRNNConfig) -> Tensor:
-    if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
-        raise TokenError(f"tokens are {tokens.dtype}: expected an integer dtype such as torch.int64")
     if tokens.ndim != 2:
         raise TokenError(f"tokens have shape {list(tokens.shape)}: expected [batch, pos]")
     if 0 in tokens.shape:
         raise TokenError(
             f"tokens have shape {list(tokens.shape)}: expected at least one sequence of at least one token"
         )
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise TokenError(f"tokens are {tokens.dtype}: expected an integer dtype such as torch.int64")
     if tokens.device != cfg.device:
         raise TokenError(f"tokens are on {tokens.device}: expected {cfg.device}, where the model is")
+    tokens = tokens.long()
     low, high = (int(x) for x in tokens.aminmax())
     if low < 0 or high >= cfg.d_vocab:
         raise TokenError(
             f"token id {low if low < 0 else high}: expected 0 to {cfg.d_vocab - 1}, as d_vocab is {cfg.d_vocab}"
         )
-    return tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long()
+    return tokens

@@ -19,7 +19,7 @@ DIGEST = "sha256"
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file, atomically."""
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": "pt", DIGEST: digest(kept)}
+    metadata = {DIGEST: digest(kept)}  # one key, for safetensors writes several in any order
     write_atomically(path, lambda temporary: safetensors.torch.save_file(kept, temporary, metadata=metadata))
 
 

@@ -53,7 +53,6 @@ class TrainConfig:
     """Keep the weights after every so many steps, and after the last one; needs a run directory."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
         if self.name not in RECIPES:
             raise ConfigError(f"unknown recipe {self.name!r}: expected {choices(RECIPES)}")
         for name, least in (
@@ -94,6 +93,16 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Every field, as ``train.json`` keeps it."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        """Inverse of :meth:`to_dict`, also after JSON has made lists of tuples.
+
+        Raises:
+            ConfigError: an unknown recipe or field, or a value that cannot be.
+        """
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls.recipe(fields.pop("name", ""), **fields)
 
 
 def _is_number(value: object) -> bool:

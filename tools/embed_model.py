@@ -1,0 +1,127 @@
+"""Put one of several trained runs into the package as an embedded model, with its card.
+
+    hooked-rnn train --recipe fast --seed 0 --threads 1 --out runs/seed-0     (and so on, for every seed)
+    python tools/embed_model.py mod-add-113 runs/seed-*
+
+Which run is embedded is decided by ``analyses.seeds.RULE``, not by hand.
+"""
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from analyses.seeds import RULE, choose, tabulate, write_csv
+from hooked_rnn import HookedRNN
+from hooked_rnn.files import write_text_atomically
+from hooked_rnn.pretrained import EMBEDDED, TRAINING, read_training
+from hooked_rnn.training.run_directory import HISTORY
+
+SPREAD_OF = (
+    "accuracy",
+    "held_out_accuracy",
+    "n_key",
+    "energy W_E",
+    "energy W_ih",
+    "energy W_hh",
+    "energy W_U",
+    "embedding_explained",
+    "least_fit_error",
+    "largest_fit_error",
+    "W_E without 1",
+    "W_E without all",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="name of the embedded model")
+    parser.add_argument("runs", nargs="+", help="run directories that differ in the seed alone")
+    arguments = parser.parse_args()
+
+    rows = tabulate(arguments.runs)
+    chosen = choose(rows)
+    by_seed = {read_training(Path(run))["train"]["seed"]: Path(run) for run in arguments.runs}
+    source, target = by_seed[chosen["seed"]], EMBEDDED / arguments.name
+    target.mkdir(parents=True, exist_ok=True)
+    HookedRNN.from_pretrained(source).save_pretrained(target)
+    for file in (TRAINING, HISTORY):
+        shutil.copyfile(source / file, target / file)
+    write_csv(rows, target / "seeds.csv")
+    write_text_atomically(target / "README.md", card(arguments.name, read_training(source), rows, chosen))
+    print(f"{target}: seed {chosen['seed']} of {len(rows)}")
+
+
+def card(name: str, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> str:
+    """The model card, every number of it from the table."""
+    train, task, versions = record["train"], record["task"], record["versions"]
+    model = HookedRNN.from_pretrained(EMBEDDED / name)
+    sizes = (
+        f"d_model {model.cfg.d_model}, d_hidden {model.cfg.d_hidden}, {model.cfg.n_layers} layer, {model.cfg.act_fn}"
+    )
+    return f"""---
+license: mit
+library_name: hooked-rnn
+tags: [interpretability, transformer-lens, rnn, modular-addition]
+---
+
+# {name}
+
+A vanilla RNN that adds two numbers modulo {task["p"]}, trained by hooked_rnn: two tokens a, b; {sizes};
+{"with" if model.cfg.bias else "no"} biases; {sum(w.numel() for w in model.parameters()):,} parameters.
+
+| | |
+| --- | --- |
+| command | `hooked-rnn train --recipe {train["name"]} --seed {chosen["seed"]} --threads {record["threads"]}` |
+| seed | {chosen["seed"]} (initial weights and split) |
+| versions | {", ".join(f"{package} {version}" for package, version in versions.items())} |
+| trained on | {train["train_fraction"]:.0%} of the {task["p"] ** 2:,} pairs, full batch, {record["dtype"]} on {record["device"]} |
+| recipe | {train["orthogonal_steps"]} steps of AdamW on the orthogonal gradient (lr {train["orthogonal_lr"]:g}, weight decay {train["orthogonal_weight_decay"]:g}), then {train["steps"] - train["orthogonal_steps"]:,} of AdamW (lr {train["lr"]:g}, weight decay {train["weight_decay"]:g}); betas {tuple(train["betas"])} |
+| accuracy | {chosen["accuracy"]:.2%} of all pairs, {chosen["held_out_accuracy"]:.2%} of those not trained on |
+| key frequencies | {chosen["key_frequencies"].replace(" ", ", ")} (strongest first; shares {chosen["key_shares"].replace(" ", ", ")} of the power of W_E W_ih) |
+| weights | SHA-256 of names, shapes and bytes begins {chosen["sha256"]} |
+
+The same command gives the same bits on the same kind of machine with the same versions; on another one rounding differs,
+and with it, sometimes, the frequencies.
+
+## How it was chosen
+
+Seeds {", ".join(str(row["seed"]) for row in rows)} were trained and measured. The rule, fixed before: {RULE}.
+
+## Every seed
+
+Accuracies and energies are fractions of one. `energy X`: share of X's energy in its first 2K singular components, K the
+number of key frequencies. `fit error`: relative error of the last hidden state's projections (claim C6), the least and the
+largest over the key frequencies. `without 1`, `without all`: mean accuracy with so many key frequencies removed there. C1 to
+C7: whether the claim holds by `analyses/claims.py`. The same numbers, with full digits: `seeds.csv`.
+
+{_table([_turned(row) for row in rows], [str(row["seed"]) + (" (this one)" if row is chosen else "") for row in rows])}
+
+## Spread over the seeds
+
+| metric | min | median | max |
+| --- | --- | --- | --- |
+{chr(10).join(_spread(metric, rows) for metric in SPREAD_OF)}
+"""
+
+
+def _turned(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items() if key != "seed"
+    }
+
+
+def _table(columns: Sequence[Mapping[str, str]], heads: Sequence[str]) -> str:
+    lines = [f"| seed | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
+    return "\n".join(lines + [f"| {key} | {' | '.join(column[key] for column in columns)} |" for key in columns[0]])
+
+
+def _spread(metric: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    values = [row[metric] for row in rows if row[metric] is not None]
+    return f"| {metric} | {min(values):.4g} | {median(values):.4g} | {max(values):.4g} |"
+
+
+if __name__ == "__main__":
+    main()
