@@ -143,12 +143,14 @@ def ablate(
     generator = torch.Generator().manual_seed(seed)
     subsets: dict[tuple[int, ...], float] = {}
     random, equal_power = Curve(), Curve()
+    equal = _EqualPower(site, by_share)
     for n in numbers_removed(by_share):
         candidates = [tuple(by_share)] if n > len(strongest) else list(itertools.combinations(strongest, n))
         subsets |= {subset: site.accuracy_without(subset) for subset in candidates}
         if n <= len(others):
-            random[n] = Spread.of([site.accuracy_without(_draw(others, n, generator)) for _ in range(CONTROL_DRAWS)])
-        equal_power[n] = Spread.of([_without_equal_power(site, candidates, generator) for _ in range(CONTROL_DRAWS)])
+            drawn = [_draw(others, n, generator) for _ in range(CONTROL_DRAWS)]
+            random[n] = Spread.of([site.accuracy(site.value - site.part(ks)) for ks in drawn])
+        equal_power[n] = Spread.of([equal.accuracy_without(candidates, generator) for _ in range(CONTROL_DRAWS)])
         tick()
     key = {n: Spread.of([a for s, a in subsets.items() if len(s) == n]) for n in numbers_removed(by_share)}
     return Ablation(key, subsets, random, equal_power)
@@ -160,19 +162,27 @@ def numbers_removed(by_share: list[int]) -> list[int]:
     return few + [len(by_share)] * (len(by_share) > SUBSETS_OF)
 
 
-def equal_power_part(x: Float[Tensor, "n d"], power: float, generator: Generator) -> Float[Tensor, "n d"]:
+def equal_power_part(
+    x: Float[Tensor, "n d"], power: float, generator: Generator, gram: Float[Tensor, "d d"] | None = None
+) -> Float[Tensor, "n d"]:
     """A part of x of given power, in random directions of feature space.
 
     The columns' means stay. Directions are taken from a random orthonormal basis of the d features, each
     wholly, until the power is reached; of the last one as much as is missing.
+
+    Args:
+        x: rows are observations, columns features.
+        power: sum of squares of the part; all of the centred x has its most.
+        generator: what the basis is drawn from.
+        gram: ``centered.T @ centered`` of x less its columns' means, where it is known already.
     """
     centered = x - x.mean(0)
-    directions = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=generator, dtype=x.dtype).to(x.device)).Q
-    coordinates = centered @ directions
-    powers = coordinates.square().sum(0)
+    gram = centered.T @ centered if gram is None else gram
+    directions = torch.linalg.qr(torch.randn(gram.shape, generator=generator, dtype=x.dtype).to(x.device)).Q
+    powers = (directions * (gram @ directions)).sum(0).clamp(min=0)
     missing = (power - powers.cumsum(0) + powers).clamp(min=0)  # before each direction
     share = torch.where(powers > 0, (missing / powers).clamp(max=1), 0)
-    return (coordinates * share.sqrt()) @ directions.T
+    return centered @ ((directions * share.sqrt()) @ directions.T)
 
 
 def weight_embedding_site(model: HookedRNN, task: ModularTask) -> Site:
@@ -244,10 +254,20 @@ def last_hidden(model: HookedRNN, task: ModularTask) -> Float[Tensor, "pairs d_h
     return state[-1]
 
 
-def _without_equal_power(site: Site, subsets: list[tuple[int, ...]], generator: Generator) -> float:
-    subset = subsets[int(torch.randint(len(subsets), (), generator=generator))]
-    power = float(site.part(subset).square().sum())
-    return site.accuracy(site.value - equal_power_part(site.value, power, generator))
+class _EqualPower:
+    """Removal of as much power as key frequencies hold, with what all draws at a site share."""
+
+    def __init__(self, site: Site, by_share: list[int]) -> None:
+        self.site = site
+        centered = site.value - site.value.mean(0)
+        self.gram = centered.T @ centered
+        self.power = {k: float(site.part([k]).square().sum()) for k in by_share}  # frequencies are orthogonal
+
+    def accuracy_without(self, subsets: list[tuple[int, ...]], generator: Generator) -> float:
+        """Accuracy without the power of one of the subsets, drawn at random."""
+        subset = subsets[int(torch.randint(len(subsets), (), generator=generator))]
+        power = sum(self.power[k] for k in subset)
+        return self.site.accuracy(self.site.value - equal_power_part(self.site.value, power, generator, self.gram))
 
 
 def _draw(frequencies: list[int], n: int, generator: Generator) -> list[int]:

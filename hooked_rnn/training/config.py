@@ -102,7 +102,7 @@ class TrainConfig:
             ConfigError: an unknown recipe or field, or a value that cannot be.
         """
         fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return cls.recipe(fields.pop("name", ""), **fields)
+        return cls.recipe(str(fields.pop("name", None)), **fields)
 
 
 def _is_number(value: object) -> bool:
