@@ -1,0 +1,96 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sys.executable).with_name("hooked-rnn")
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def tiny_run(tmp_path: Path, *options: str) -> Path:
+    out = tmp_path / "run"
+    arguments = ("--modulus", "7", "--steps", "20", "--d-model", "8", "--d-hidden", "12", "--threads", "1")
+    result = run("train", *arguments, *options, "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"hooked-rnn {metadata.version('hooked-rnn')}\n"
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    assert all(command in run("--help").stdout for command in ("report", "train", "models", "seeds"))
+    code = "import sys, analyses.cli; print({'torch', 'transformer_lens', 'matplotlib', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_train_then_report(tmp_path: Path) -> None:
+    directory = tiny_run(tmp_path)
+    result = run("report", str(directory), "--out", str(tmp_path / "report"))
+    assert result.returncode == 0, result.stderr
+    assert all(f"C{i}" in result.stdout for i in range(1, 8))
+    written = json.loads((tmp_path / "report" / "report.json").read_text())
+    printed = json.loads(run("report", str(directory), "--json").stdout)
+    assert printed == written
+
+
+def test_seeds_tabulates_runs(tmp_path: Path) -> None:
+    directory = tiny_run(tmp_path, "--seed", "3")
+    result = run("seeds", str(directory), "--csv", str(tmp_path / "seeds.csv"))
+    assert result.returncode == 0, result.stderr
+    header, row = (tmp_path / "seeds.csv").read_text().splitlines()
+    assert header.startswith("seed,steps,train_fraction,accuracy")
+    assert row.startswith("3,20,0.4,")
+
+
+def test_models_lists_what_is_embedded() -> None:
+    assert "mod-add-113" in run("models").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--modulus", "1"], "p=1: expected a whole number of at least 2"),
+        (["train", "--fraction", "0"], "train_fraction=0.0: expected a number above 0 and at most 1"),
+        (["train", "--fraction", "1.5"], "train_fraction=1.5: expected"),
+        (["train", "--recipe", "slow"], "unknown recipe 'slow': expected 'fast' or 'adamw'"),
+        (["train", "--act-fn", "gelu"], "act_fn='gelu': expected 'relu' or 'tanh'"),
+        (["train", "--modulus", "7", "--out", "FILE/run"], "cannot write a run to"),
+        (["train", "--modulus", "7", "--d-hidden", "0"], "d_hidden=0: expected a whole number of at least 1"),
+        (["report", "mod-ad-113"], "no model 'mod-ad-113': expected an embedded one ('mod-add-113')"),
+        (["report", "EMPTY"], "is no run: it has no config.json"),
+        (["report", "--out", "FILE/report"], "cannot write a report to"),
+        (["seeds", "EMPTY"], "is no run: it has no config.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_no_traceback(arguments: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "FILE").write_text("")
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.startswith("hooked-rnn: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_a_damaged_weights_file_is_refused_by_name(damage: str, tmp_path: Path) -> None:
+    path = tiny_run(tmp_path) / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    result = run("report", str(path.parent))
+    assert result.returncode == 1
+    assert "model.safetensors" in result.stderr
+    assert "Traceback" not in result.stderr
