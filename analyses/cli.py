@@ -23,10 +23,11 @@ def main() -> None:
     app()
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         print(f"hooked-rnn {metadata.version('hooked-rnn')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

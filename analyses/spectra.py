@@ -31,7 +31,7 @@ class Spectrum:
 
     def share_of(self, frequencies: list[int]) -> float:
         """The share of several frequencies together."""
-        return sum(self.share(k) for k in frequencies)
+        return sum((self.share(k) for k in frequencies), start=0.0)
 
     def strongest(self, n: int) -> set[int]:
         """The n strongest frequencies."""

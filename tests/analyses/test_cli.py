@@ -1,32 +1,54 @@
-"""The command line as a user meets it: in a process of its own."""
+"""The command line: what it does, and what it says of what it cannot do."""
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from analyses.cli import app
 
 COMMAND = Path(sys.executable).with_name("hooked-rnn")
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+@pytest.fixture(autouse=True)
+def same_threads_after() -> Iterator[None]:
+    """``--threads`` is for the whole process, and these tests share one."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
 
 
 def tiny_run(tmp_path: Path, *options: str) -> Path:
     out = tmp_path / "run"
     arguments = ("--modulus", "7", "--steps", "20", "--d-model", "8", "--d-hidden", "12", "--threads", "1")
     result = run("train", *arguments, *options, "--out", str(out))
-    assert result.returncode == 0, result.stderr
+    assert result.exit_code == 0, result.stderr
     return out
 
 
-def test_version() -> None:
-    assert run("--version").stdout == f"hooked-rnn {metadata.version('hooked-rnn')}\n"
+def test_the_installed_command_answers() -> None:
+    result = subprocess.run([COMMAND, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"hooked-rnn {metadata.version('hooked-rnn')}\n"
+
+
+def test_the_installed_command_prints_an_error_and_no_traceback(tmp_path: Path) -> None:
+    result = subprocess.run([COMMAND, "report", tmp_path], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert (
+        result.stderr
+        == f"hooked-rnn: {tmp_path} is no run: it has no config.json; expected config.json and model.safetensors\n"
+    )
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
@@ -38,7 +60,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 def test_train_then_report(tmp_path: Path) -> None:
     directory = tiny_run(tmp_path)
     result = run("report", str(directory), "--out", str(tmp_path / "report"))
-    assert result.returncode == 0, result.stderr
+    assert result.exit_code == 0, result.stderr
     assert all(f"C{i}" in result.stdout for i in range(1, 8))
     written = json.loads((tmp_path / "report" / "report.json").read_text())
     printed = json.loads(run("report", str(directory), "--json").stdout)
@@ -48,7 +70,7 @@ def test_train_then_report(tmp_path: Path) -> None:
 def test_seeds_tabulates_runs(tmp_path: Path) -> None:
     directory = tiny_run(tmp_path, "--seed", "3")
     result = run("seeds", str(directory), "--csv", str(tmp_path / "seeds.csv"))
-    assert result.returncode == 0, result.stderr
+    assert result.exit_code == 0, result.stderr
     header, row = (tmp_path / "seeds.csv").read_text().splitlines()
     assert header.startswith("seed,steps,train_fraction,accuracy")
     assert row.startswith("3,20,0.4,")
@@ -74,11 +96,14 @@ def test_models_lists_what_is_embedded() -> None:
         (["seeds", "EMPTY"], "is no run: it has no config.json"),
     ],
 )
-def test_bad_input_is_one_line_and_no_traceback(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_no_traceback(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "FILE").write_text("")
-    result = run(*arguments, cwd=tmp_path)
-    assert result.returncode == 1
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 1
     assert message in result.stderr
     assert result.stderr.startswith("hooked-rnn: ")
     assert len(result.stderr.splitlines()) == 1
@@ -91,6 +116,6 @@ def test_a_damaged_weights_file_is_refused_by_name(damage: str, tmp_path: Path) 
     content = path.read_bytes()
     path.write_bytes(content[:-9] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
     result = run("report", str(path.parent))
-    assert result.returncode == 1
+    assert result.exit_code == 1
     assert "model.safetensors" in result.stderr
     assert "Traceback" not in result.stderr
