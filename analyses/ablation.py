@@ -165,14 +165,15 @@ def numbers_removed(by_share: list[int]) -> list[int]:
 def equal_power_part(
     x: Float[Tensor, "n d"], power: float, generator: Generator, gram: Float[Tensor, "d d"] | None = None
 ) -> Float[Tensor, "n d"]:
-    """A part of x of given power, in random directions of feature space.
+    """The part of x to be removed, in random directions of feature space, for x to have so much less power.
 
     The columns' means stay. Directions are taken from a random orthonormal basis of the d features, each
-    wholly, until the power is reached; of the last one as much as is missing.
+    wholly, until the power is gone; of the last one as much as is missing (to lose the share s of its
+    power, a coordinate is multiplied by sqrt(1 - s)).
 
     Args:
         x: rows are observations, columns features.
-        power: sum of squares of the part; all of the centred x has its most.
+        power: by how much the sum of squares sinks; at most to that of the means.
         generator: what the basis is drawn from.
         gram: ``centered.T @ centered`` of x less its columns' means, where it is known already.
     """
@@ -182,7 +183,7 @@ def equal_power_part(
     powers = (directions * (gram @ directions)).sum(0).clamp(min=0)
     missing = (power - powers.cumsum(0) + powers).clamp(min=0)  # before each direction
     share = torch.where(powers > 0, (missing / powers).clamp(max=1), 0)
-    return centered @ ((directions * share.sqrt()) @ directions.T)
+    return centered @ ((directions * (1 - (1 - share).sqrt())) @ directions.T)
 
 
 def weight_embedding_site(model: HookedRNN, task: ModularTask) -> Site:

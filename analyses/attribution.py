@@ -31,8 +31,8 @@ class SingularAttribution:
 
     @property
     def mean_purity(self) -> float:
-        """Mean purity, weighted by energy."""
-        return float((self.purity * self.energy).sum() / self.energy.sum()) if len(self.energy) else 0.0
+        """Mean purity, weighted by energy; 0 where there is none."""
+        return float((self.purity * self.energy).sum() / self.energy.sum()) if self.energy.sum() > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def singular_attribution(matrix: Float[Tensor, "n m"], p: int, components: int, 
     squares = values.square()
     basis = FourierBasis(p)
     shares = torch.stack([basis.power(vector)[1:] for vector in vectors.T]) if components else left.new_zeros(0, p // 2)
-    return SingularAttribution(squares[:components] / squares.sum(), shares)
+    return SingularAttribution(squares[:components] / squares.sum().clamp(min=torch.finfo(squares.dtype).tiny), shares)
 
 
 def explained_by_circles(W_E: Float[Tensor, "p d_model"], frequencies: list[int]) -> float:

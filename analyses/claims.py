@@ -196,8 +196,9 @@ def _judge_curve(ablation: Ablation) -> Verdict:
 
 def _curve(ablation: Ablation) -> str:
     means = ", ".join(f"{n}: {spread.mean:.1%}" for n, spread in ablation.key.items())
-    last = max(ablation.random, default=None)
-    return f"{means}" + (f" (random other {last}: {ablation.random[last].mean:.1%})" if last else "")
+    controls = (("as many others", ablation.random), ("as much power in random directions", ablation.equal_power))
+    ends = [f"{name} {curve[max(curve)].mean:.1%}" for name, curve in controls if curve]
+    return f"{means} ({'; '.join(ends)})" if ends else means or "no key frequency"
 
 
 def _by_thresholds(value: float, thresholds: Mapping[str, float]) -> Verdict:

@@ -30,7 +30,7 @@ PAGE = Template("""<!doctype html>
 <h1>$title</h1>
 <p>The claims of Rangamani, <cite>Low Rank and Sparse Fourier Structure in Recurrent Networks Trained on Modular
 Addition</cite> (ICASSP 2025, arXiv 2503.22059), measured on one network by hooked_rnn. The criteria are constants of the
-program, fixed before the weights were trained.</p>
+program, fixed before its embedded weights were trained.</p>
 <table class="facts"><tbody>$facts</tbody></table>
 <h2>Claims</h2>
 <table class="claims">

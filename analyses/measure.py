@@ -23,6 +23,7 @@ from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, key_frequencies, weight_spectrum
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask
 from hooked_rnn.components import RNNBlock
+from hooked_rnn.errors import TaskError
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.pretrained import local_directory, read_training
 from hooked_rnn.tasks import task_from_dict
@@ -101,8 +102,9 @@ def load_subject(name: str) -> Subject:
     try:
         task = task_from_dict(record["task"])
         _, test = task.split(record["train"]["train_fraction"], record["train"]["seed"])
-    except (KeyError, TypeError) as error:
-        raise ReportError(f"{directory}/train.json does not say task and split: it lacks {error}") from error
+    except (KeyError, TypeError, TaskError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ReportError(f"{directory}/train.json does not say task and split: {what}") from error
     check_task(model, task)
     held_out = torch.zeros(len(task.labels)).index_fill(0, test, 1.0) if len(test) else None
     return Subject(name, model, task, held_out, directory)
@@ -114,7 +116,10 @@ def task_of(model: HookedRNN) -> ModularTask:
     Raises:
         ReportError: no addition of two numbers has these sizes.
     """
-    task = ModularAddition(model.cfg.d_vocab_out, equals_token=model.cfg.d_vocab == model.cfg.d_vocab_out + 1)
+    try:
+        task = ModularAddition(model.cfg.d_vocab_out, equals_token=model.cfg.d_vocab == model.cfg.d_vocab_out + 1)
+    except TaskError as error:
+        raise ReportError(f"the model has d_vocab_out={model.cfg.d_vocab_out}, which is no modulus: {error}") from error
     check_task(model, task)
     return task
 

@@ -93,19 +93,19 @@ def singular_vectors_figure(
 ) -> Figure:
     """C4: which frequency each of the first singular vectors is made of."""
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
-    image = None
+    _headline(figure, claim, "each singular vector is made of one frequency (one dark cell a row)")
+    if not key.frequencies:
+        return _without_key_frequency(figure)
     for axes, (name, attribution) in zip(figure.subplots(1, len(attributions)), attributions.items(), strict=True):
         columns = [attribution.shares[:, k - 1] for k in key.by_share]
-        columns.append(1 - torch.stack(columns).sum(0) if columns else torch.ones(len(attribution.shares)))
+        columns.append(1 - torch.stack(columns).sum(0))
         image = axes.imshow(torch.stack(columns, 1).numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(columns)), [*map(str, key.by_share), "other"])
         axes.set_yticks(range(len(attribution.shares)), [str(i + 1) for i in range(len(attribution.shares))])
-        axes.set(xlabel="frequency", title=f"{_symbol(name)}: mean purity {attribution.mean_purity:.0%}")
+        axes.set(xlabel="frequency", title=f"{_symbol(name)}: mean purity {attribution.mean_purity:.1%}")
         axes.tick_params(length=0)
     figure.axes[0].set_ylabel("singular vector")
-    if image is not None:
-        figure.colorbar(image, ax=figure.axes, label="share of the vector's power", format=PercentFormatter(1))
-    _headline(figure, claim, "each singular vector is made of one frequency (one dark cell a row)")
+    figure.colorbar(image, ax=figure.axes, label="share of the vector's power", format=PercentFormatter(1))
     return figure
 
 
@@ -185,12 +185,16 @@ def _panels(n: int, claim: Claim, text: str) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(9, 0.9 + 2.7 * rows), layout="constrained")
     _headline(figure, claim, text)
     if n == 0:
-        figure.text(0.5, 0.5, "no key frequency", ha="center", va="center", color=GREY)
-        return figure, []
+        return _without_key_frequency(figure), []
     panels = list(figure.subplots(rows, min(n, 3), squeeze=False).flat)
     for unused in panels[n:]:
         unused.set_visible(False)
     return figure, panels[:n]
+
+
+def _without_key_frequency(figure: Figure) -> Figure:
+    figure.text(0.5, 0.5, "no key frequency", ha="center", va="center", color=GREY)
+    return figure
 
 
 def _hues(turn: Float[Tensor, " n"]) -> Any:

@@ -140,7 +140,7 @@ def facts(report: Report) -> dict[str, str]:
     fixed = versions()
     return {
         "model": report.subject.name,
-        "network": f"{model.cfg.n_layers} layer of {model.cfg.d_hidden} {model.cfg.act_fn} units"
+        "network": f"{model.cfg.n_layers} layer{'s' * (model.cfg.n_layers > 1)} of {model.cfg.d_hidden} {model.cfg.act_fn} units"
         f"{' with biases' if model.cfg.bias else ''}, embedding of {model.cfg.d_model}",
         "task": f"addition of two numbers modulo {report.subject.task.p}",
         "accuracy": f"{m.accuracy:.2%} of all {report.subject.task.p**2:,} pairs (loss {m.loss:.2e} nats)",

@@ -113,12 +113,14 @@ TASKS: dict[str, type[ModularTask]] = {task.__name__: task for task in (ModularA
 """The tasks that a run directory may name."""
 
 
-def task_from_dict(values: dict[str, Any]) -> ModularTask:
+def task_from_dict(values: Any) -> ModularTask:
     """Inverse of :meth:`ModularTask.to_dict`.
 
     Raises:
         TaskError: an unknown name, or fields that the task does not have.
     """
+    if not isinstance(values, dict):
+        raise TaskError(f"{values!r} does not make a task: expected a dictionary")
     fields = dict(values)
     name = fields.pop("name", None)
     if name not in TASKS:

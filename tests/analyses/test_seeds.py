@@ -1,0 +1,64 @@
+"""Runs side by side: the rule by which one is chosen, each of its parts just met and just missed."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted import random_model
+
+from analyses.errors import ReportError
+from analyses.seeds import choose, may_be_embedded, read_csv, tabulate, write_csv
+from hooked_rnn import ModularAddition, TrainConfig, train
+
+GOOD = {"accuracy": 0.999, "n_key": 3, "W_E without 1": 0.86, "W_E without all": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("change", "may"),
+    [
+        ({}, True),
+        ({"accuracy": math.nextafter(0.999, 0)}, False),
+        ({"n_key": 2}, False),
+        ({"n_key": 9}, True),
+        ({"n_key": 10}, False),
+        ({"W_E without 1": 0.85}, False),
+        ({"W_E without all": 0.06}, False),
+        ({"n_key": 0, "W_E without 1": None, "W_E without all": None}, False),
+    ],
+)
+def test_a_run_may_be_embedded_if_it_fulfils_every_part_of_the_rule(change: dict[str, Any], may: bool) -> None:
+    assert may_be_embedded(GOOD | change) == may
+
+
+def test_the_lowest_seed_that_may_be_embedded_is_chosen() -> None:
+    rows = [{"seed": seed, "may_be_embedded": may} for seed, may in ((7, True), (10, True), (2, False), (3, True))]
+    assert choose(rows) == rows[3]
+    with pytest.raises(ReportError, match="none of 1 seeds may be embedded"):
+        choose(rows[2:3])
+
+
+def test_runs_are_tabulated_by_seed_and_survive_a_file(tmp_path: Path) -> None:
+    task = ModularAddition(5)
+    for seed in (3, 1):
+        config = TrainConfig.recipe("fast", steps=2, seed=seed)
+        train(random_model(task, seed=seed), task, config, tmp_path / str(seed), progress=False)
+    rows = tabulate([str(tmp_path / "3"), str(tmp_path / "1")])
+    assert [row["seed"] for row in rows] == [1, 3]
+    assert rows[0].keys() == rows[1].keys() >= {"accuracy", "n_key", "loss", "C1", "C7", "may_be_embedded", "sha256"}
+    assert rows[0]["sha256"] != rows[1]["sha256"]
+    assert not any(row["may_be_embedded"] for row in rows)
+    write_csv(rows, tmp_path / "table.csv")
+    read = read_csv(tmp_path / "table.csv")
+    assert [row["accuracy"] for row in read] == [str(row["accuracy"]) for row in rows]
+
+
+def test_a_model_without_its_training_is_no_row(tmp_path: Path) -> None:
+    random_model(ModularAddition(5)).save_pretrained(tmp_path)
+    with pytest.raises(ReportError, match=r"has no train\.json"):
+        tabulate([str(tmp_path)])
+
+
+def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="cannot write"):
+        write_csv([{"seed": 1}], tmp_path / "nowhere" / "table.csv")
