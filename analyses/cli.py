@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported before a command runs, so that ``--help`` answers at once."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the ``hooked-rnn`` command."""
+    # Threads that wait for each other should sleep: on a busy machine spinning costs several times the work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 
