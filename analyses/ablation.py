@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from analyses.errors import FamilyError, GridError
 from analyses.fourier import FourierBasis
-from analyses.grid import check_grid, grid_functions, keep_on_grid
+from analyses.grid import check_grid, grid_functions
 from hooked_rnn import HookedRNN, ModularTask
 from hooked_rnn.errors import choices
 from hooked_rnn.prefixes import PrefixTrie, last_logits
@@ -97,18 +97,29 @@ Curve = dict[int, Spread]
 """Accuracy by the number of frequencies removed."""
 
 
+class Part(NamedTuple):
+    """Part of a tensor [n, d], as a product whose inner axis may be short: what is linear in it is cheap."""
+
+    left: Float[Tensor, "n r"]
+    right: Float[Tensor, "r d"]
+
+    def tensor(self) -> Float[Tensor, "n d"]:
+        """The product."""
+        return self.left @ self.right
+
+
 @dataclass(frozen=True)
 class Site:
     """Somewhere that frequencies can be removed from: a tensor whose rows are indexed by what a frequency is of."""
 
     value: Float[Tensor, "n d"]
     """Rows: tokens (W_E), pairs (hidden), answers (W_U); columns: features."""
-    part: Callable[[Sequence[int]], Float[Tensor, "n d"]]
+    part: Callable[[Sequence[int]], Part]
     """The part of the value that these frequencies account for."""
-    accuracy: Callable[[Float[Tensor, "n d"]], float]
-    """Accuracy on all pairs with another value in its place."""
+    accuracy_less: Callable[[Part], float]
+    """Accuracy on all pairs with a part subtracted from the value."""
     accuracy_without: Callable[[Sequence[int]], float]
-    """Accuracy on all pairs without these frequencies."""
+    """Accuracy on all pairs without these frequencies; at the hidden state, by the hook."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,7 @@ def ablate(
         subsets |= {subset: site.accuracy_without(subset) for subset in candidates}
         if n <= len(others):
             drawn = [_draw(others, n, generator) for _ in range(CONTROL_DRAWS)]
-            random[n] = Spread.of([site.accuracy(site.value - site.part(ks)) for ks in drawn])
+            random[n] = Spread.of([site.accuracy_less(site.part(ks)) for ks in drawn])
         equal_power[n] = Spread.of([equal.accuracy_without(candidates, generator) for _ in range(CONTROL_DRAWS)])
         tick()
     key = {n: Spread.of([a for s, a in subsets.items() if len(s) == n]) for n in numbers_removed(by_share)}
@@ -164,7 +175,7 @@ def numbers_removed(by_share: list[int]) -> list[int]:
 
 def equal_power_part(
     x: Float[Tensor, "n d"], power: float, generator: Generator, gram: Float[Tensor, "d d"] | None = None
-) -> Float[Tensor, "n d"]:
+) -> Part:
     """The part of x to be removed, in random directions of feature space, for x to have so much less power.
 
     The columns' means stay. Directions are taken from a random orthonormal basis of the d features, each
@@ -183,7 +194,7 @@ def equal_power_part(
     powers = (directions * (gram @ directions)).sum(0).clamp(min=0)
     missing = (power - powers.cumsum(0) + powers).clamp(min=0)  # before each direction
     share = torch.where(powers > 0, (missing / powers).clamp(max=1), 0)
-    return centered @ ((directions * (1 - (1 - share).sqrt())) @ directions.T)
+    return Part(centered, (directions * (1 - (1 - share).sqrt())) @ directions.T)
 
 
 def weight_embedding_site(model: HookedRNN, task: ModularTask) -> Site:
@@ -193,15 +204,10 @@ def weight_embedding_site(model: HookedRNN, task: ModularTask) -> Site:
     rest = model.W_E.detach()[p:]  # the '=' token
     trie = PrefixTrie.of(task.tokens.to(model.cfg.device))
 
-    def accuracy(edited: Tensor) -> float:
-        return _accuracy(last_logits(model, trie, W_E=torch.cat([edited, rest])), task)
+    def accuracy_less(part: Part) -> float:
+        return _accuracy(last_logits(model, trie, W_E=torch.cat([numbers - part.tensor(), rest])), task)
 
-    return Site(
-        numbers,
-        lambda ks: basis.keep(numbers, ks),
-        accuracy,
-        lambda ks: accuracy(basis.remove(numbers, ks)),
-    )
+    return _weight_site(numbers, basis, accuracy_less)
 
 
 @torch.no_grad()
@@ -211,9 +217,14 @@ def hidden_site(model: HookedRNN, task: ModularTask) -> Site:
     name = f"blocks.{model.cfg.n_layers - 1}.hook_hidden"
     _, state = model(tokens[:, :-1], return_type=None, return_state=True)
     hidden = last_hidden(model, task)
+    logits_with_all = hidden @ model.W_U + model.b_U
 
-    def accuracy(edited: Tensor) -> float:
-        return _accuracy(edited @ model.W_U + model.b_U, task)
+    def part(frequencies: Sequence[int]) -> Part:
+        functions = grid_functions(task.p, frequencies, "sum").to(hidden)
+        return Part(functions.T, functions @ hidden)
+
+    def accuracy_less(part: Part) -> float:
+        return _accuracy(logits_with_all - part.left @ (part.right @ model.W_U), task)
 
     def accuracy_without(frequencies: Sequence[int]) -> float:
         # The last step alone, from the state before it: the hook edits nothing earlier.
@@ -221,7 +232,7 @@ def hidden_site(model: HookedRNN, task: ModularTask) -> Site:
         logits = model.run_with_hooks(tokens[:, -1:], initial_state=state, fwd_hooks=[(name, hook)])
         return _accuracy(logits[:, -1], task)
 
-    return Site(hidden, lambda ks: keep_on_grid(hidden, task.p, ks, "sum"), accuracy, accuracy_without)
+    return Site(hidden, part, accuracy_less, accuracy_without)
 
 
 def weight_unembedding_site(model: HookedRNN, task: ModularTask) -> Site:
@@ -230,15 +241,20 @@ def weight_unembedding_site(model: HookedRNN, task: ModularTask) -> Site:
     basis = FourierBasis(task.p)
     hidden = last_hidden(model, task)
 
-    def accuracy(edited: Tensor) -> float:
-        return _accuracy(hidden @ edited.T + model.b_U, task)
+    def accuracy_less(part: Part) -> float:
+        return _accuracy(hidden @ (answers - part.tensor()).T + model.b_U, task)
 
-    return Site(
-        answers,
-        lambda ks: basis.keep(answers, ks),
-        accuracy,
-        lambda ks: accuracy(basis.remove(answers, ks)),
-    )
+    return _weight_site(answers, basis, accuracy_less)
+
+
+def _weight_site(value: Tensor, basis: FourierBasis, accuracy_less: Callable[[Part], float]) -> Site:
+    """A site whose rows are the p numbers, as functions of which it has frequencies."""
+
+    def part(frequencies: Sequence[int]) -> Part:
+        functions = basis.functions(frequencies, like=value)
+        return Part(functions.T, functions @ value)
+
+    return Site(value, part, accuracy_less, lambda frequencies: accuracy_less(part(frequencies)))
 
 
 SITES: dict[str, Callable[[HookedRNN, ModularTask], Site]] = {
@@ -262,13 +278,13 @@ class _EqualPower:
         self.site = site
         centered = site.value - site.value.mean(0)
         self.gram = centered.T @ centered
-        self.power = {k: float(site.part([k]).square().sum()) for k in by_share}  # frequencies are orthogonal
+        self.power = {k: float(site.part([k]).tensor().square().sum()) for k in by_share}  # frequencies are orthogonal
 
     def accuracy_without(self, subsets: list[tuple[int, ...]], generator: Generator) -> float:
         """Accuracy without the power of one of the subsets, drawn at random."""
         subset = subsets[int(torch.randint(len(subsets), (), generator=generator))]
         power = sum(self.power[k] for k in subset)
-        return self.site.accuracy(self.site.value - equal_power_part(self.site.value, power, generator, self.gram))
+        return self.site.accuracy_less(equal_power_part(self.site.value, power, generator, self.gram))
 
 
 def _draw(frequencies: list[int], n: int, generator: Generator) -> list[int]:

@@ -29,6 +29,7 @@ from transformer_lens.hook_points import HookPoint
 from analyses.ablation import (
     CONTROL_DRAWS,
     SITES,
+    Part,
     Site,
     Spread,
     ablate,
@@ -286,10 +287,10 @@ def test_a_position_that_the_activation_does_not_have_is_an_error(position: int,
 def test_without_is_the_value_less_its_part_at_every_site(kind: str, site: str) -> None:
     model, task = network(kind)
     place = SITES[site](model, task)
-    assert place.accuracy(place.value) == 1.0
+    assert place.accuracy_less(place.part([])) == 1.0
     found = set()
     for subset in ([1], [2, 3], [3, 1, 2]):
-        assert place.accuracy_without(subset) == place.accuracy(place.value - place.part(subset))
+        assert place.accuracy_without(subset) == place.accuracy_less(place.part(subset))
         found.add(place.accuracy_without(subset))
     assert min(found) < 1.0  # the control: these removals do something
 
@@ -378,15 +379,18 @@ def recording_site(p: int = 23) -> tuple[Site, list[tuple[int, ...]], list[Tenso
         removed.append(tuple(frequencies))
         return 0.5 ** len(frequencies)
 
-    def accuracy_with(edited: Tensor) -> float:
-        part = value - edited
+    def accuracy_less(factors: Part) -> float:
+        part = factors.tensor()
         gone = [k for k in basis.frequencies if part.square().sum() > 0 and basis.power(part)[k] > p - 1e-6]
         if torch.allclose(part, basis.keep(value, gone)):
             return accuracy_without(gone)
         parts.append(part)
         return 0.75
 
-    return Site(value, lambda ks: basis.keep(value, ks), accuracy_with, accuracy_without), removed, parts
+    def part_of(frequencies: Sequence[int]) -> Part:
+        return Part(basis.keep(value, frequencies), torch.eye(p - 1, dtype=value.dtype))
+
+    return Site(value, part_of, accuracy_less, accuracy_without), removed, parts
 
 
 @pytest.mark.parametrize("by_share", [[4], [7, 2, 5], [6, 5, 4, 3, 2, 1], [8, 1, 7, 2, 6, 3, 5, 4]])
@@ -461,7 +465,7 @@ def test_a_spread_is_mean_least_and_most() -> None:
 
 
 def part(x: Tensor, power: float, seed: int = 0) -> Tensor:
-    return equal_power_part(x, power, Generator().manual_seed(seed))
+    return equal_power_part(x, power, Generator().manual_seed(seed)).tensor()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 1.0])
