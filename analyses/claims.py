@@ -15,6 +15,9 @@ from analyses.attribution import Fit, SingularAttribution
 from analyses.measure import Measurements
 from analyses.spectra import KeyFrequencies, Spectrum
 
+NONE = "no key frequency"
+"""What was measured where there is nothing to measure."""
+
 Verdict = Literal["holds", "partly", "no"]
 VERDICTS: dict[Verdict, str] = {"holds": "holds", "partly": "holds partly", "no": "does not hold"}
 """The verdicts in words."""
@@ -87,7 +90,9 @@ def judge_low_rank(energy: Mapping[str, float], untrained: Mapping[str, float], 
         "C2",
         "Low rank: the significant singular components hold most of the weights' energy",
         "85.4% to 95.5% (which matrices is not said)",
-        ", ".join(f"{name} {held:.1%} (untrained {untrained[name]:.0%})" for name, held in energy.items()),
+        ", ".join(f"{name} {held:.1%} (untrained {untrained[name]:.0%})" for name, held in energy.items())
+        if components
+        else NONE,
         f"energy of the first 2K = {components} singular components (K key frequencies); holds from {C2_ENERGY:.1%}",
         _overall(by_part.values()),
         by_part,
@@ -109,7 +114,9 @@ def judge_sparsity(key: KeyFrequencies, hidden: Spectrum, output: Spectrum) -> C
         "6 frequencies",
         f"{n} key frequencies {key.frequencies} with {key.spectrum.share_of(key.frequencies):.1%} of the input's power "
         f"({hidden.share_of(key.frequencies):.1%} of the hidden state's, {output.share_of(key.frequencies):.1%} of W_U's); "
-        + ", ".join(f"{share:.0%} of them among the {n} strongest of {site}" for site, share in shared.items()),
+        + ", ".join(f"{share:.0%} of them among the {n} strongest of {site}" for site, share in shared.items())
+        if n
+        else NONE,
         f"key: share of the power of W_E W_ih above {key.threshold:.2%}, twice the uniform share; holds with {least} to {most} "
         f"of them, all among the K strongest elsewhere (partly: half of them)",
         _overall(by_part.values()),
@@ -124,7 +131,7 @@ def judge_attribution(attributions: Mapping[str, SingularAttribution]) -> Claim:
         "C4",
         "Singular vectors and model components can be attributed to single frequencies",
         "yes (no figure)",
-        ", ".join(f"{name} {a.mean_purity:.1%}" for name, a in attributions.items()),
+        ", ".join(f"{name} {a.mean_purity:.1%}" for name, a in attributions.items() if len(a.energy)) or NONE,
         "share of each of the first 2K singular vectors' power at its strongest frequency, mean weighted by energy; "
         f"holds from {C4_PURITY['holds']:.0%}, partly from {C4_PURITY['partly']:.0%}",
         _overall(by_part.values()),
@@ -149,17 +156,19 @@ def judge_embedding(explained: float, n_key: int, n_frequencies: int) -> Claim:
 
 def judge_fit(fits: Mapping[int, Fit]) -> Claim:
     """C6, from the fit of each key frequency's projections of the last hidden state."""
-    by_part: dict[str, Verdict] = {str(k): "holds" if fit.relative <= C6_RELATIVE else "no" for k, fit in fits.items()}
-    squares_in_range = [fit.squared <= C6_RELATIVE for fit in fits.values()]
-    verdict = _overall(by_part.values())
-    if verdict == "no" and fits and sum(squares_in_range) >= len(fits) / 2:
-        verdict = "partly"
+    by_part: dict[str, Verdict] = {
+        str(k): "holds" if fit.relative <= C6_RELATIVE else "partly" if fit.squared <= C6_RELATIVE else "no"
+        for k, fit in fits.items()
+    }
+    verdicts = list(by_part.values())
+    verdict = _overall(verdicts)
+    if "holds" not in verdicts and 2 * verdicts.count("partly") < len(verdicts):
+        verdict = "no"
     return Claim(
         "C6",
         "Fourier multiplication: projections of the last hidden state fit cos and sin of w_k(a+b)",
         "relative errors 1e-3 to 1e-2",
-        ", ".join(f"k={k}: {fit.relative:.3f} (squared {fit.squared:.4f})" for k, fit in fits.items())
-        or "no key frequency",
+        ", ".join(f"k={k}: {fit.relative:.3f} (squared {fit.squared:.4f})" for k, fit in fits.items()) or NONE,
         "norm of the residual over the norm of the last hidden state's projections onto W_U cos and W_U sin, not centred; "
         f"holds if it is at most {C6_RELATIVE} for every key frequency, partly if for some, or its square for half of them",
         verdict,
@@ -174,7 +183,7 @@ def judge_removal(ablations: Mapping[str, Ablation]) -> Claim:
         "C7",
         "Removing one frequency hardly matters; removing more degrades accuracy drastically",
         "yes (no figure)",
-        "; ".join(f"{site}: {_curve(ablation)}" for site, ablation in ablations.items()) or "no key frequency",
+        "; ".join(f"{site}: {_curve(ablation)}" for site, ablation in ablations.items()),
         f"mean accuracy on all pairs; holds with at least {C7_ONE_REMOVED:.0%} without one key frequency, at most "
         f"{C7_ALL_REMOVED:.0%} without all, and at least {C7_CONTROL:.0%} without as many random other ones; partly: a drop of "
         f"{C7_PARTLY_DROP:.0%} from one to all",
@@ -196,9 +205,12 @@ def _judge_curve(ablation: Ablation) -> Verdict:
 
 def _curve(ablation: Ablation) -> str:
     means = ", ".join(f"{n}: {spread.mean:.1%}" for n, spread in ablation.key.items())
-    controls = (("as many others", ablation.random), ("as much power in random directions", ablation.equal_power))
-    ends = [f"{name} {curve[max(curve)].mean:.1%}" for name, curve in controls if curve]
-    return f"{means} ({'; '.join(ends)})" if ends else means or "no key frequency"
+    if not means:
+        return NONE
+    last, others, power = max(ablation.key), ablation.random, ablation.equal_power
+    controls = [f"{max(others)} others: {others[max(others)].mean:.1%}"] if others else []
+    controls += [f"the power of {n} in random directions: {power[n].mean:.1%}" for n in sorted({1, last} & set(power))]
+    return f"{means} ({', '.join(controls)})" if controls else means
 
 
 def _by_thresholds(value: float, thresholds: Mapping[str, float]) -> Verdict:

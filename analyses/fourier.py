@@ -61,6 +61,8 @@ class FourierBasis:
 
     def check(self, frequencies: Iterable[int]) -> list[int]:
         """The frequencies as a list, if each is in 1..p//2 and none stands twice; else FrequencyError."""
+        if not isinstance(frequencies, Iterable):
+            raise FrequencyError(f"frequencies {frequencies!r}: expected several of them, such as [1]")
         listed = list(frequencies)
         for k in listed:
             if not isinstance(k, int) or isinstance(k, bool) or k not in self.frequencies:

@@ -23,6 +23,7 @@ PAGE = Template("""<!doctype html>
   td.verdict { font-weight: 700; white-space: nowrap; }
   td.verdict small { font-weight: 400; display: block; }
   .holds { color: #00755a; } .partly { color: #a86500; } .no { color: #b13a00; }
+  .wide { overflow-x: auto; }
   figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
 </style>
 </head>
@@ -33,14 +34,15 @@ Addition</cite> (ICASSP 2025, arXiv 2503.22059), measured on one network by hook
 program, fixed before its embedded weights were trained.</p>
 <table class="facts"><tbody>$facts</tbody></table>
 <h2>Claims</h2>
-<table class="claims">
+<div class="wide"><table class="claims">
 <thead><tr><th></th><th>claim</th><th>published</th><th>measured</th><th>definition used</th><th>verdict</th></tr></thead>
 <tbody>$claims</tbody>
-</table>
+</table></div>
 <h2>Figures</h2>
 $figures
 <h2>Hidden activations</h2>
-<p>The most active units of the hidden state, token by token, for some pairs. Choose a unit, and the pairs to show.</p>
+<p>The most active units of the hidden state, token by token, for some pairs: the darker the blue, the larger the
+activation (white is none, red is negative). Choose a unit, and the pairs to show.</p>
 $view
 </body>
 </html>

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,8 @@ class Subject:
     """1 for pairs that were not trained on, 0 for the others; None where the split is not known or empty."""
     directory: Path | None
     """Where it came from, if from a directory."""
+    training: dict[str, Any] | None = None
+    """What ``train.json`` says of the run, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,8 @@ class Measurements:
     """On the pairs that were not trained on, where they are known."""
     key: KeyFrequencies
     """From the power of W_E W_ih."""
-    hidden_spectrum: Spectrum
-    """Of the last hidden state on the grid of pairs."""
-    output_spectrum: Spectrum
-    """Of W_U over the answers."""
+    spectra: dict[str, Spectrum]
+    """Of every weight with a token or answer axis, and of the last layer's and position's activations over the grid."""
     cumulative_energy: dict[str, Float[Tensor, " rank"]]
     """By matrix: share of the energy in the first 1, 2, ... singular components."""
     untrained_energy: dict[str, float]
@@ -75,6 +75,16 @@ class Measurements:
     """By key frequency: the tokens in the plane of the embedding in which it turns."""
     ablations: dict[str, Ablation]
     """By site."""
+
+    @property
+    def hidden_spectrum(self) -> Spectrum:
+        """Of the last hidden state on the grid of pairs."""
+        return self.spectra["hook_hidden"]
+
+    @property
+    def output_spectrum(self) -> Spectrum:
+        """Of W_U over the answers."""
+        return self.spectra["W_U"]
 
     @property
     def components(self) -> int:
@@ -107,7 +117,7 @@ def load_subject(name: str) -> Subject:
         raise ReportError(f"{directory}/train.json does not say task and split: {what}") from error
     check_task(model, task)
     held_out = torch.zeros(len(task.labels)).index_fill(0, test, 1.0) if len(test) else None
-    return Subject(name, model, task, held_out, directory)
+    return Subject(name, model, task, held_out, directory, record)
 
 
 def task_of(model: HookedRNN) -> ModularTask:
@@ -172,8 +182,7 @@ def measure(subject: Subject, tick: Callable[[str], object] = lambda _: None) ->
         loss=float(cross_entropy(logits.unsqueeze(1).double(), labels)),
         held_out_accuracy=None if subject.held_out is None else float(correct[subject.held_out > 0].mean()),
         key=key,
-        hidden_spectrum=grid_spectrum(hidden.cpu(), task.p),
-        output_spectrum=weight_spectrum(model.W_U, task.p, dim=1),
+        spectra=spectra_of(model, task),
         cumulative_energy={name: cumulative_energy(matrix) for name, matrix in matrices(model).items()},
         untrained_energy={
             name: held_by_first(cumulative_energy(matrix), components)
@@ -202,6 +211,21 @@ def n_ticks(n_key_frequencies: int) -> int:
 def key_frequencies_of(model: HookedRNN, task: ModularTask) -> KeyFrequencies:
     """The default rule: frequencies by their share of the power of W_E W_ih, over the numbers' tokens."""
     return key_frequencies(weight_spectrum(model.W_E[: task.p] @ layers(model)[0].W_ih, task.p))
+
+
+@torch.no_grad()
+def spectra_of(model: HookedRNN, task: ModularTask) -> dict[str, Spectrum]:
+    """Spectra of W_E, W_E W_ih and W_U, and of the activations of the last layer at the last position."""
+    numbers = model.W_E[: task.p]
+    weights = {
+        "W_E": weight_spectrum(numbers, task.p),
+        "W_E W_ih": weight_spectrum(numbers @ layers(model)[0].W_ih, task.p),
+        "W_U": weight_spectrum(model.W_U, task.p, dim=1),
+    }
+    last = f"blocks.{model.cfg.n_layers - 1}."
+    names = [f"{last}hook_recurrent", f"{last}hook_preact", f"{last}hook_hidden", "hook_logits"]
+    _, cache = model.run_with_cache(task.tokens.to(model.cfg.device), names_filter=names, pos_slice=-1)
+    return weights | {name.removeprefix(last): grid_spectrum(cache[name][:, -1].cpu(), task.p) for name in names}
 
 
 def matrices(model: HookedRNN) -> dict[str, Float[Tensor, "_n _m"]]:

@@ -58,11 +58,12 @@ def frequencies_figure(claim: Claim, key: KeyFrequencies, hidden: Spectrum, outp
             if is_key:
                 axes.annotate(str(k), (k, share), (0, 6), textcoords="offset points", ha="center", color=RED)
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set_ylim(0, 1.22 * float(spectrum.shares.max()) or 1)
+        highest = max(float(spectrum.shares.max()), key.threshold if spectrum is key.spectrum else 0.0)
+        axes.set_ylim(0, 1.22 * highest or 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _plain(axes)
     rows[0].axhline(key.threshold, color=GREY, linestyle=":", linewidth=1)
-    rows[1].set_ylabel("share of the non-constant power")
+    rows[1].set_ylabel("share of the power at all frequencies")
     rows[2].set_xlabel("frequency k")
     _headline(figure, claim, "the same few frequencies (red) at the input, in the hidden state and at the output")
     return figure
@@ -150,6 +151,9 @@ def hidden_fit_figure(claim: Claim, fits: Mapping[int, Fit], key: KeyFrequencies
 def removal_figure(claim: Claim, ablations: Mapping[str, Ablation]) -> Figure:
     """C7: accuracy with frequencies removed, and with the two matched controls."""
     figure = Figure(figsize=(11, 4), layout="constrained")
+    _headline(figure, claim, "without one key frequency the network still adds, without several it does not")
+    if not any(ablation.key for ablation in ablations.values()):
+        return _without_key_frequency(figure)
     titles = {"W_E": "removed from $W_E$", "hidden": "removed from the last hidden state", "W_U": "removed from $W_U$"}
     panels = figure.subplots(1, len(ablations), sharey=True)
     for axes, (site, ablation) in zip(panels, ablations.items(), strict=True):
@@ -163,7 +167,6 @@ def removal_figure(claim: Claim, ablations: Mapping[str, Ablation]) -> Figure:
     panels[0].yaxis.set_major_formatter(PercentFormatter(1))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    _headline(figure, claim, "without one key frequency the network still adds, without several it does not")
     return figure
 
 

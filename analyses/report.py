@@ -19,6 +19,7 @@ from analyses.claims import Claim, judge
 from analyses.errors import ReportError
 from analyses.html import render_page
 from analyses.measure import Measurements, Subject, key_frequencies_of, load_subject, measure, n_ticks
+from analyses.seeds import SEEDS, read_csv
 from analyses.views import hidden_view
 from hooked_rnn.files import write_atomically, write_text_atomically
 from hooked_rnn.training.run_directory import read_history, versions
@@ -47,6 +48,7 @@ class Report:
             "key_frequencies": m.key.frequencies,
             "key_frequency_threshold": m.key.threshold,
             "key_frequency_shares": {str(k): m.key.spectrum.share(k) for k in m.key.by_share},
+            "spectra": {name: [round(share, 9) for share in s.shares.tolist()] for name, s in m.spectra.items()},
             "energy": m.energy,
             "energy_untrained": m.untrained_energy,
             "singular_vector_purity": {name: a.mean_purity for name, a in m.attributions.items()},
@@ -143,10 +145,22 @@ def facts(report: Report) -> dict[str, str]:
         "network": f"{model.cfg.n_layers} layer{'s' * (model.cfg.n_layers > 1)} of {model.cfg.d_hidden} {model.cfg.act_fn} units"
         f"{' with biases' if model.cfg.bias else ''}, embedding of {model.cfg.d_model}",
         "task": f"addition of two numbers modulo {report.subject.task.p}",
+        "training": _training(report.subject),
         "accuracy": f"{m.accuracy:.2%} of all {report.subject.task.p**2:,} pairs (loss {m.loss:.2e} nats)",
         "key frequencies": ", ".join(f"{k} ({m.key.spectrum.share(k):.1%})" for k in m.key.by_share) or "none",
         "made with": ", ".join(f"{name} {version}" for name, version in fixed.items()),
     }
+
+
+def _training(subject: Subject) -> str:
+    """How the model came to be, and among how many seeds it was chosen."""
+    if subject.training is None:
+        return "not recorded"
+    train, table = subject.training["train"], subject.directory and subject.directory / SEEDS
+    chosen = (
+        f"; one of {len(read_csv(table))} seeds, chosen by the rule in its card" if table and table.is_file() else ""
+    )
+    return f"recipe {train['name']}, {train['steps']} steps on {train['train_fraction']:.0%} of the pairs, seed {train['seed']}{chosen}"
 
 
 @contextmanager

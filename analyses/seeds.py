@@ -11,6 +11,9 @@ from analyses.measure import Measurements, Subject, load_subject, measure
 from hooked_rnn.pretrained import read_training
 from hooked_rnn.weights import digest
 
+SEEDS = "seeds.csv"
+"""The table beside an embedded model: every seed that was tried."""
+
 LEAST_ACCURACY = 0.999
 """Of an embedded model: accuracy on all pairs."""
 KEY_FREQUENCIES = (3, 9)
@@ -101,6 +104,11 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return min(candidates, key=lambda r: int(r["seed"]))
 
 
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics that any of the rows has, in their order: runs of other depths have other matrices."""
+    return list(dict.fromkeys(name for r in rows for name in r))
+
+
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the rows to a file of comma-separated values.
 
@@ -109,7 +117,7 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer = csv.DictWriter(file, fieldnames=columns(rows), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
     except OSError as error:

@@ -11,6 +11,7 @@ from analyses.claims import VERDICTS, Claim, Verdict
 from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.measure import accuracy_of, key_frequencies_of, load_subject, matrices
 from analyses.report import Report, facts
+from analyses.seeds import columns
 from hooked_rnn.pretrained import embedded_names
 
 STYLES: dict[Verdict, str] = {"holds": "green", "partly": "yellow", "no": "red"}
@@ -65,14 +66,18 @@ def print_embedded() -> None:
 
 
 def print_rows(rows: Sequence[Mapping[str, object]]) -> None:
-    """Rows of the same keys as a table that stands on its side: a column for each row."""
+    """Rows as a table that stands on its side: a column for each row, a line for each metric that any row has."""
     table = Table(show_header=False)
     table.add_column(no_wrap=True)
     for _ in rows:
         table.add_column(overflow="fold", min_width=10)
-    for name in rows[0]:
-        table.add_row(name, *(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for row in rows))
+    for name in columns(rows):
+        table.add_row(name, *(_shown(row.get(name, "")) for row in rows))
     _console(least_width=36 + 13 * len(rows)).print(table)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _console(least_width: int = LEAST_WIDTH) -> Console:

@@ -70,6 +70,7 @@ def choices(names: Iterable[object]) -> str:
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
-    """The known names closest to a misspelt one, or all of them if none is close."""
+    """The known names closest to a misspelt one, else those that contain it, else all of them."""
     known = list(known)
-    return choices(get_close_matches(name, known, n=most, cutoff=0.5) or known)
+    containing = [candidate for candidate in known if name and name in candidate]
+    return choices(get_close_matches(name, known, n=most, cutoff=0.5) or containing or known)

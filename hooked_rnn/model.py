@@ -84,7 +84,7 @@ class HookedRNN(
             return_type: "logits" [batch, pos, d_vocab_out]; "loss"; "both", a named pair; or None.
             labels: integer [batch] of the last position, or [batch, pos] with -100 where ignored.
             loss_per_token: keep the losses apart, in the labels' shape, instead of their mean.
-            logits_to_keep: unembed the last n positions only; None or 0 for all of them.
+            logits_to_keep: unembed the last n positions only; None, or as in Hugging Face 0, for all of them.
             initial_state: hidden state of every layer before the first step; None for zeros.
             return_state: return a pair, the above and the state after the last step
                 [layer, batch, d_hidden].
@@ -138,7 +138,7 @@ class HookedRNN(
 
     @property
     def W_hh(self) -> Float[Tensor, "layer d_hidden d_preact"]:
-        """The recurrent weights of every layer."""
+        """The recurrent weights of every layer: stacked, so a copy; to write in one, ``blocks[layer].W_hh``."""
         return torch.stack([block.W_hh for block in self.blocks])
 
     # Hooks and caches

@@ -39,6 +39,8 @@ def local_directory(name: str | Path) -> Path | None:
     Raises:
         UnknownModelError: no embedded model, no directory, and no Hub id either.
     """
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise UnknownModelError(f"no model {name!r}: expected a name, a directory, or a Hub id 'owner/name'")
     if str(name) in embedded_names():
         return EMBEDDED / str(name)
     if Path(name).is_dir():
@@ -80,7 +82,8 @@ def read(directory: Path) -> tuple[HookedRNNConfig, dict[str, Tensor]]:
     """
     for file in (CONFIG, WEIGHTS):
         if not (directory / file).is_file():
-            raise RunDirectoryError(f"{directory} is no run: it has no {file}; expected {CONFIG} and {WEIGHTS}")
+            what = "is a run that did not finish" if (directory / TRAINING).is_file() else "is no run"
+            raise RunDirectoryError(f"{directory} {what}: it has no {file}; expected {CONFIG} and {WEIGHTS}")
     try:
         cfg = HookedRNNConfig.from_json((directory / CONFIG).read_text(encoding="utf-8"))
     except (ConfigError, UnicodeDecodeError) as error:

@@ -13,14 +13,14 @@ from hooked_rnn.errors import TokenError
 
 TokensLike = Tensor | str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
-_SUM = re.compile(r"\s*\d+(\s*[-+*/,\s]\s*\d+)*\s*=?\s*")
+_SUM = re.compile(r"\s*\d+(\s*[+,\s]\s*\d+)*\s*=?\s*")
 
 
 def to_tokens(source: TokensLike, cfg: HookedRNNConfig) -> Int[Tensor, "batch pos"]:
     """Token ids [batch, pos] from a tensor, nested lists, a string such as "12 + 55", or several.
 
-    In a string, numbers stand for themselves, the operator between them is for the reader alone, and a
-    final "=" is the token d_vocab_out where the model has one more token than answers.
+    In a string, numbers stand for themselves, between them is a plus, a comma or a space, and a final "="
+    is the token d_vocab_out where the model has one more token than answers.
 
     Raises:
         TokenError: floats, an id out of range, an empty batch or sequence, a ragged list, another
@@ -46,7 +46,9 @@ def to_tokens(source: TokensLike, cfg: HookedRNNConfig) -> Int[Tensor, "batch po
 
 def _parse(text: str, cfg: HookedRNNConfig) -> list[int]:
     if not _SUM.fullmatch(text):
-        raise TokenError(f"cannot read {text!r}: expected numbers with an operator between them, such as '12 + 55'")
+        raise TokenError(
+            f"cannot read {text!r}: expected numbers with a plus, a comma or a space between them, such as '12 + 55'"
+        )
     ids = [int(number) for number in re.findall(r"\d+", text)]
     if "=" in text:
         if cfg.d_vocab != cfg.d_vocab_out + 1:

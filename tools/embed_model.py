@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from analyses.seeds import RULE, choose, tabulate, write_csv
+from analyses.seeds import RULE, SEEDS, choose, tabulate, write_csv
 from hooked_rnn import HookedRNN
 from hooked_rnn.files import write_text_atomically
 from hooked_rnn.pretrained import EMBEDDED, TRAINING, read_training
@@ -49,7 +49,7 @@ def main() -> None:
     HookedRNN.from_pretrained(source).save_pretrained(target)
     for file in (TRAINING, HISTORY):
         shutil.copyfile(source / file, target / file)
-    write_csv(rows, target / "seeds.csv")
+    write_csv(rows, target / SEEDS)
     write_text_atomically(target / "README.md", card(arguments.name, read_training(source), rows, chosen))
     print(f"{target}: seed {chosen['seed']} of {len(rows)}")
 

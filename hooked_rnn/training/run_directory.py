@@ -47,8 +47,9 @@ class RunDirectory:
             name for name in (pretrained.CONFIG, pretrained.WEIGHTS, pretrained.TRAINING) if (path / name).exists()
         ]
         if present:
+            what = "a run" if pretrained.WEIGHTS in present else "a run that did not finish"
             raise RunDirectoryError(
-                f"{path} holds a run already ({', '.join(present)}): expected a new or empty directory"
+                f"{path} holds {what} already ({', '.join(present)}): expected a new or empty directory"
             )
         try:
             (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)

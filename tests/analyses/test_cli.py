@@ -1,5 +1,6 @@
 """The command line: what it does, and what it says of what it cannot do."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -74,6 +75,28 @@ def test_seeds_tabulates_runs(tmp_path: Path) -> None:
     header, row = (tmp_path / "seeds.csv").read_text().splitlines()
     assert header.startswith("seed,steps,train_fraction,accuracy")
     assert row.startswith("3,20,0.4,")
+
+
+def test_seeds_tabulates_runs_of_different_depths(tmp_path: Path) -> None:
+    runs = [tiny_run(tmp_path / str(layers), "--layers", str(layers)) for layers in (2, 1)]
+    result = run("seeds", *map(str, runs), "--csv", str(tmp_path / "seeds.csv"))
+    assert result.exit_code == 0, result.stderr
+    with (tmp_path / "seeds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["energy W_hh[1]"] != "" for row in rows) == [False, True]
+    assert "W_hh[1]" in result.stdout
+
+
+def test_an_interrupted_run_says_that_it_did_not_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hooked_rnn.training.loop.take_step", interrupt)
+    out = str(tmp_path / "run")
+    result = run("train", "--modulus", "7", "--out", out)
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
+    assert "is a run that did not finish" in run("report", out).stderr
+    assert "holds a run that did not finish already" in run("train", "--modulus", "7", "--out", out).stderr
 
 
 def test_models_lists_what_is_embedded() -> None:

@@ -166,6 +166,11 @@ def test_a_frequency_of_another_type_is_an_error(k: Any) -> None:
         FourierBasis(7).keep(normal(7), [k])
 
 
+def test_one_frequency_where_several_are_expected_is_an_error() -> None:
+    with unchecked(), pytest.raises(FrequencyError, match=r"frequencies 2: expected several of them, such as \[1\]"):
+        FourierBasis(7).keep(normal(7), 2)
+
+
 def test_a_frequency_that_stands_twice_is_an_error() -> None:
     with pytest.raises(FrequencyError, match="each of them once"):
         FourierBasis(7).keep(normal(7), [1, 2, 1])

@@ -24,6 +24,7 @@ from analyses.measure import (
     matrices,
     measure,
     n_ticks,
+    spectra_of,
     task_of,
 )
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask, TrainConfig, train
@@ -330,3 +331,13 @@ def test_what_is_no_model_is_an_error(tmp_path: Path) -> None:
         load_subject(str(tmp_path))
     with pytest.raises(UnknownModelError):
         load_subject(str(tmp_path / "nothing"))
+
+
+def test_spectra_of_the_planted_adder_show_what_was_planted_wherever_it_passes() -> None:
+    spectra = spectra_of(fourier_adder(), TASK)
+    assert list(spectra) == ["W_E", "W_E W_ih", "W_U", "hook_recurrent", "hook_preact", "hook_hidden", "hook_logits"]
+    for name, spectrum in spectra.items():
+        # Not all of it: the second relu's |cos(w(a-b)/2)| makes harmonics.
+        assert spectrum.share_of(list(FREQUENCIES)) > 0.8, name
+    weak = spectra_of(random_model(TASK), TASK)["W_E"]
+    assert weak.share_of(list(FREQUENCIES)) < 0.6  # the control

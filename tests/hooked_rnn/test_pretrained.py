@@ -173,3 +173,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 @pytest.mark.parametrize("name", embedded_names())
 def test_every_embedded_model_loads(name: str) -> None:
     assert HookedRNN.from_pretrained(name).cfg.d_vocab > 0
+
+
+def test_a_run_that_did_not_finish_says_so(saved: tuple[HookedRNN, Path]) -> None:
+    (saved[1] / "model.safetensors").unlink()
+    (saved[1] / "train.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match="is a run that did not finish"):
+        HookedRNN.from_pretrained(saved[1])
+
+
+def test_an_empty_name_is_refused() -> None:
+    with pytest.raises(UnknownModelError, match="no model ''"):
+        HookedRNN.from_pretrained("")
