@@ -6,7 +6,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from hooked_rnn.config import HookedRNNConfig
-from hooked_rnn.hook_points import IsolatedHookPoint, StepHookPoint
+from hooked_rnn.hook_points import IsolatedHookPoint, StepFunction, StepHookPoint
 
 ACTIVATION_FUNCTIONS = {"relu": torch.relu, "tanh": torch.tanh}
 IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_}
@@ -67,9 +67,7 @@ class RNNBlock(nn.Module):
         if state is None:
             # The zero state is the same for the whole batch, so it is multiplied once and broadcast.
             state = inputs.new_zeros(1, self.W_hh.shape[0])
-        in_loop = (self.hook_recurrent, self.hook_preact, self.hook_hidden)
-        steps = self._hooked_steps if any(point.is_hooked for point in in_loop) else self._plain_steps
-        hidden = steps(inputs, state)
+        hidden = self._steps(inputs, state)
         return self.hook_out(torch.stack(hidden, dim=1)), hidden[-1]
 
     def project(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_preact"]:
@@ -80,32 +78,34 @@ class RNNBlock(nn.Module):
         """h_{t-1} W_hh + b_hh."""
         return _affine(h, self.W_hh, self.b_hh)
 
-    def _hooked_steps(
+    def _steps(
         self, inputs: Float[Tensor, "batch pos d_preact"], h: Float[Tensor, "_ d_hidden"]
     ) -> list[Float[Tensor, "batch d_hidden"]]:
+        """The loop over time.
+
+        Sums and nonlinearity are written over their argument, which saves a new tensor for each, unless a
+        hook may have kept it. (Hooks that only look copy what they see.) The bits are the same either way.
+        """
         batch, n_steps, _ = inputs.shape
-        hook_recurrent = self.hook_recurrent.loop(n_steps)
-        hook_preact = self.hook_preact.loop(n_steps)
-        hook_hidden = self.hook_hidden.loop(n_steps)
+        hook_recurrent, hook_preact, hook_hidden = self._hook_functions(n_steps)
         hidden = []
         for t, x_t in enumerate(inputs.unbind(1)):
-            recurrent = hook_recurrent(self.recur(h).expand(batch, -1), t)
-            preact = hook_preact(x_t + recurrent, t)
-            h = hook_hidden(self.act(preact), t)
+            recurrent = self.recur(h)
+            is_whole = recurrent.shape == x_t.shape  # not one row, of the zero state, for the whole batch
+            recurrent = hook_recurrent(recurrent if is_whole else recurrent.expand(batch, -1), t)
+            kept = not is_whole or self.hook_recurrent.may_edit
+            preact = hook_preact(x_t + recurrent if kept else recurrent.add_(x_t), t)
+            kept = self.hook_preact.may_edit
+            h = hook_hidden(self.act(preact) if kept else self.act_in_place(preact), t)
             hidden.append(h)
         return hidden
 
-    def _plain_steps(
-        self, inputs: Float[Tensor, "batch pos d_preact"], h: Float[Tensor, "_ d_hidden"]
-    ) -> list[Float[Tensor, "batch d_hidden"]]:
-        """The same sums in the same order, so the same bits; without a new tensor for each of them."""
-        hidden = []
-        for x_t in inputs.unbind(1):
-            recurrent = self.recur(h)
-            preact = recurrent.add_(x_t) if recurrent.shape == x_t.shape else x_t + recurrent
-            h = self.act_in_place(preact)
-            hidden.append(h)
-        return hidden
+    def _hook_functions(self, n_steps: int) -> list[StepFunction]:
+        """What the three points inside the loop make of a step; nothing at all, where none has a hook."""
+        points = (self.hook_recurrent, self.hook_preact, self.hook_hidden)
+        if not any(point.is_hooked for point in points):
+            return [lambda x, step: x] * 3
+        return [point.loop(n_steps) for point in points]
 
 
 class Unembed(nn.Module):

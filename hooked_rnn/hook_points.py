@@ -28,6 +28,8 @@ from transformer_lens.hook_points import HookPoint
 from hooked_rnn.errors import HookError
 
 GradientHooks = Callable[[Tensor], Tensor | None]
+StepFunction = Callable[[Tensor, int], Tensor]
+"""What a hook point makes of one step's activation, given the activation and the step."""
 
 
 class ObservingHook:
@@ -54,6 +56,11 @@ class IsolatedHookPoint(HookPoint):
     def is_hooked(self) -> bool:
         """Whether any hook is registered, through TransformerLens or on the module itself."""
         return bool(self._forward_hooks or self._backward_hooks)
+
+    @property
+    def may_edit(self) -> bool:
+        """Whether any of the hooks is not known to be one that only looks."""
+        return any(not self._observes(hook_id) for hook_id in (*self._forward_hooks, *self._backward_hooks))
 
     def __call__(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:  # type: ignore[override]
         """What the hooks make of the activation: itself, where there are none."""
@@ -137,7 +144,7 @@ class StepHookPoint(IsolatedHookPoint):
     returns (or of the tensor, if it edited that in place) goes on, and all later steps see it.
     """
 
-    def loop(self, n_steps: int) -> Callable[[Float[Tensor, "batch d"], int], Float[Tensor, "batch d"]]:
+    def loop(self, n_steps: int) -> StepFunction:
         """One pass over ``n_steps`` steps: a function of (activation, step), to be called in time order."""
         return _Loop(self, n_steps)
 
