@@ -160,7 +160,8 @@ def _training(subject: Subject) -> str:
     chosen = (
         f"; one of {len(read_csv(table))} seeds, chosen by the rule in its card" if table and table.is_file() else ""
     )
-    return f"recipe {train['name']}, {train['steps']} steps on {train['train_fraction']:.0%} of the pairs, seed {train['seed']}{chosen}"
+    how = "".join(f"{word} {train[key]}, " for key, word in (("name", "recipe"), ("steps", "steps")) if key in train)
+    return f"{how}{train['train_fraction']:.0%} of the pairs, seed {train['seed']}{chosen}"
 
 
 @contextmanager

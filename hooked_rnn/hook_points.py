@@ -62,7 +62,7 @@ class IsolatedHookPoint(HookPoint):
         """Whether any of the hooks is not known to be one that only looks."""
         return any(not self._observes(hook_id) for hook_id in (*self._forward_hooks, *self._backward_hooks))
 
-    def __call__(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:  # type: ignore[override]
+    def __call__(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
         """What the hooks make of the activation: itself, where there are none."""
         if not self.is_hooked:
             return x

@@ -1,7 +1,7 @@
 """HookedRNN: a recurrent network that every TransformerLens hook can read and edit, exactly."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +24,9 @@ from hooked_rnn.tokens import TokensLike, to_tokens
 
 ReturnType = Literal["logits", "loss", "both"] | None
 RETURN_TYPES: tuple[ReturnType, ...] = ("logits", "loss", "both", None)
+
+NamedHook = tuple[str | Callable[[str], bool], Callable[..., Any]]
+"""A hook and where it goes: a hook point's name, or a predicate on names."""
 
 
 class Output(NamedTuple):
@@ -143,7 +146,7 @@ class HookedRNN(
 
     # Hooks and caches
 
-    def run_with_cache(  # type: ignore[override]
+    def run_with_cache(
         self,
         tokens: TokensLike,
         *,
@@ -189,7 +192,7 @@ class HookedRNN(
         )
         return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
 
-    def get_caching_hooks(  # type: ignore[override]
+    def get_caching_hooks(
         self,
         names_filter: NamesFilter = None,
         incl_bwd: bool = False,
@@ -207,7 +210,7 @@ class HookedRNN(
         self.is_caching = True
         return cache, [(name, save) for name in names], [(name, save_gradient) for name in names if incl_bwd]
 
-    def add_caching_hooks(  # type: ignore[override]
+    def add_caching_hooks(
         self,
         names_filter: NamesFilter = None,
         incl_bwd: bool = False,
@@ -231,25 +234,25 @@ class HookedRNN(
     @contextmanager
     def hooks(
         self,
-        fwd_hooks: list[tuple[str | Callable[[str], bool], Callable[..., Any]]] = [],  # noqa: B006 (TransformerLens's signature)
-        bwd_hooks: list[tuple[str | Callable[[str], bool], Callable[..., Any]]] = [],  # noqa: B006
+        fwd_hooks: Sequence[NamedHook] = (),
+        bwd_hooks: Sequence[NamedHook] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator["HookedRNN"]:
         """As in TransformerLens, but a name or predicate that matches no hook point is an error."""
         for name, _ in [*fwd_hooks, *bwd_hooks]:
             matching_names(self.hook_dict, name)
-        with super().hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+        with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
             yield self
 
     # Saving and loading
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> "HookedRNN":  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "HookedRNN":
         """An embedded model, a run directory, or a repository on the Hugging Face Hub.
 
         Args:
-            name: a name that ``hooked-rnn models`` lists, a directory, or a Hub id "owner/name".
+            pretrained_model_name_or_path: a name that ``hooked-rnn models`` lists, a directory, or a Hub id "owner/name".
             kwargs: ``device`` and ``dtype``; for the Hub also ``revision``, ``token``, ``cache_dir``,
                 ``force_download`` and ``local_files_only``.
 
@@ -259,23 +262,23 @@ class HookedRNN(
             WeightsError: a weights file that is cut short, altered, or of another architecture.
             ConfigError: a configuration that cannot be.
         """
-        directory = pretrained.local_directory(name)
+        directory = pretrained.local_directory(pretrained_model_name_or_path)
         if directory is None:
-            with pretrained.hub_errors(str(name)):
-                return super().from_pretrained(str(name), **kwargs)
+            with pretrained.hub_errors(str(pretrained_model_name_or_path)):
+                return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
         return cls._load(directory, **kwargs)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(
         cls,
         *,
         model_id: str,
-        revision: Any,
-        cache_dir: Any,
+        revision: str | None,
+        cache_dir: str | Path | None,
         force_download: bool,
         local_files_only: bool,
-        token: Any,
-        config: Any,
+        token: str | bool | None,
+        config: Any = None,
         **kwargs: Any,
     ) -> "HookedRNN":
         """Called by huggingface_hub for a repository: fetch its two files, then load them as any directory."""

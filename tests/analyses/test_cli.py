@@ -142,3 +142,13 @@ def test_a_damaged_weights_file_is_refused_by_name(damage: str, tmp_path: Path) 
     assert result.exit_code == 1
     assert "model.safetensors" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_record_with_no_more_than_task_and_split_is_enough_for_a_report(tmp_path: Path) -> None:
+    path = tiny_run(tmp_path) / "train.json"
+    record = json.loads(path.read_text())
+    split = {key: record["train"][key] for key in ("train_fraction", "seed")}
+    path.write_text(json.dumps({"task": record["task"], "train": split}))
+    result = run("report", str(path.parent))
+    assert result.exit_code == 0, result.stderr
+    assert "40% of the pairs, seed 0" in result.stdout
