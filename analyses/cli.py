@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+TASK, NETWORK, OPTIMIZER = "Task", "Network", "Optimizer"
+"""Under which heads --help lists the options of train."""
 
 app = typer.Typer(
     help="Recurrent networks with TransformerLens hook points: train them on modular addition, and measure the paper's claims.",
@@ -65,41 +69,62 @@ def train(
     recipe: Annotated[
         str, typer.Option(help="fast (orthogonal gradient, then AdamW) or adamw (AdamW alone).")
     ] = "fast",
-    modulus: Annotated[int, typer.Option(help="p: the numbers are 0 to p - 1.")] = 113,
-    operands: Annotated[int, typer.Option(help="How many numbers are added.")] = 2,
-    equals_token: Annotated[bool, typer.Option(help="End every sequence in '='.")] = False,
+    modulus: Annotated[int, typer.Option(help="p: the numbers are 0 to p - 1.", rich_help_panel=TASK)] = 113,
+    operands: Annotated[int, typer.Option(help="How many numbers are added.", rich_help_panel=TASK)] = 2,
+    equals_token: Annotated[bool, typer.Option(help="End every sequence in '='.", rich_help_panel=TASK)] = False,
     fraction: Annotated[
-        float | None, typer.Option(help="Share of the sequences to train on (default: the recipe's).")
+        float | None, typer.Option(help="Share of the sequences to train on.", rich_help_panel=TASK)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the split.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all (default: the recipe's).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights, the split and the minibatches.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.", rich_help_panel=OPTIMIZER)] = None,
     orthogonal_steps: Annotated[
-        int | None, typer.Option(help="How many of them use the orthogonal gradient (default: the recipe's).")
+        int | None, typer.Option(help="How many of them use the orthogonal gradient.", rich_help_panel=OPTIMIZER)
     ] = None,
-    orthogonal_lr: Annotated[float | None, typer.Option(help="Learning rate of those (default: the recipe's).")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the others (default: the recipe's).")] = None,
+    orthogonal_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of those.", rich_help_panel=OPTIMIZER)
+    ] = None,
+    orthogonal_weight_decay: Annotated[
+        float | None, typer.Option(help="Weight decay of those.", rich_help_panel=OPTIMIZER)
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the others.", rich_help_panel=OPTIMIZER)] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Weight decay of the others (default: the recipe's).")
+        float | None, typer.Option(help="Weight decay of the others.", rich_help_panel=OPTIMIZER)
     ] = None,
-    d_model: Annotated[int, typer.Option(help="Width of the embedding.")] = 128,
-    d_hidden: Annotated[int, typer.Option(help="Width of the recurrent state.")] = 256,
-    layers: Annotated[int, typer.Option(help="Recurrent layers.")] = 1,
-    act_fn: Annotated[str, typer.Option(help="relu or tanh.")] = "relu",
-    bias: Annotated[bool, typer.Option(help="Give every layer biases.")] = False,
-    eval_every: Annotated[
-        int | None, typer.Option(help="Evaluate after every so many steps (default: the recipe's).")
+    betas: Annotated[
+        tuple[float, float] | None, typer.Option(help="AdamW's two betas.", rich_help_panel=OPTIMIZER)
     ] = None,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(help="Keep the weights after every so many steps (default: the recipe's).")
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps of linear warm-up at the start of each phase.", rich_help_panel=OPTIMIZER)
     ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Sequences in a step (default: all of them).", rich_help_panel=OPTIMIZER)
+    ] = None,
+    d_model: Annotated[int, typer.Option(help="Width of the embedding.", rich_help_panel=NETWORK)] = 128,
+    d_hidden: Annotated[int, typer.Option(help="Width of the recurrent state.", rich_help_panel=NETWORK)] = 256,
+    layers: Annotated[int, typer.Option(help="Recurrent layers.", rich_help_panel=NETWORK)] = 1,
+    act_fn: Annotated[str, typer.Option(help="relu or tanh.", rich_help_panel=NETWORK)] = "relu",
+    bias: Annotated[bool, typer.Option(help="Give every layer biases.", rich_help_panel=NETWORK)] = False,
+    init_scale: Annotated[
+        float, typer.Option(help="Initial standard deviation, in 1/sqrt(fan in).", rich_help_panel=NETWORK)
+    ] = 1.0,
+    eval_every: Annotated[int | None, typer.Option(help="Evaluate after every so many steps.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Save after every so many steps.")] = None,
+    stop_at: Annotated[
+        list[str] | None,
+        typer.Option(help="Stop at the first evaluation that fulfils this, such as accuracy=0.99; may be repeated."),
+    ] = None,
+    log: Annotated[str | None, typer.Option(help="Write the history to this too: tensorboard.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Torch threads; the same seed and threads give the same bits.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory (default: runs/mod-add-MODULUS-RECIPE-seed-SEED).")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the run directory, if it holds one.")
+    ] = False,
 ) -> None:
-    """Train a HookedRNN on modular addition."""
+    """Train a HookedRNN on modular addition. What is not given is the recipe's."""
     with clear_errors():
         import torch
 
@@ -113,10 +138,15 @@ def train(
             "steps": steps,
             "orthogonal_steps": orthogonal_steps,
             "orthogonal_lr": orthogonal_lr,
+            "orthogonal_weight_decay": orthogonal_weight_decay,
             "lr": lr,
             "weight_decay": weight_decay,
+            "betas": betas,
+            "warmup_steps": warmup_steps,
+            "batch_size": batch_size,
             "eval_every": eval_every,
             "checkpoint_every": checkpoint_every,
+            "stop_at": stop_at,
         }
         config = TrainConfig.recipe(recipe, seed=seed, **{k: v for k, v in given.items() if v is not None})
         task = ModularAddition(modulus, operands, equals_token)
@@ -129,10 +159,11 @@ def train(
             n_ctx=task.n_ctx,
             act_fn=act_fn,
             bias=bias,
+            init_scale=init_scale,
             seed=seed,
         )
         out = out or Path("runs") / f"mod-add-{modulus}-{recipe}-seed-{seed}"
-        run = run_training(HookedRNN(cfg), task, config, out)
+        run = run_training(HookedRNN(cfg), task, config, out, resume=resume, log=log)
         last = run.history[-1]
         test = "none" if last["test_accuracy"] is None else f"{last['test_accuracy']:.2%}"
         print(f"{out}: {last['step']} steps, accuracy {last['train_accuracy']:.2%} on train and {test} on test pairs")
@@ -163,13 +194,19 @@ def seeds(
         print_rows(rows)
 
 
+def _print_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+    print(f"hooked-rnn: warning: {message}", file=sys.stderr)
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn our own errors into one line on standard error and exit status 1; Ctrl-C into status 130."""
+    """Turn our own warnings and errors into lines on standard error, errors into exit status 1, Ctrl-C into 130."""
     try:
-        yield
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning  # type: ignore[assignment]
+            yield
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt}" if interrupt.args else "\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         from hooked_rnn.errors import HookedRNNError

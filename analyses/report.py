@@ -22,6 +22,7 @@ from analyses.measure import Measurements, Subject, key_frequencies_of, load_sub
 from analyses.seeds import SEEDS, read_csv
 from analyses.views import hidden_view
 from hooked_rnn.files import write_atomically, write_text_atomically
+from hooked_rnn.pretrained import WEIGHTS
 from hooked_rnn.training.run_directory import read_history, versions
 
 
@@ -161,7 +162,9 @@ def _training(subject: Subject) -> str:
         f"; one of {len(read_csv(table))} seeds, chosen by the rule in its card" if table and table.is_file() else ""
     )
     how = "".join(f"{word} {train[key]}, " for key, word in (("name", "recipe"), ("steps", "steps")) if key in train)
-    return f"{how}{train['train_fraction']:.0%} of the pairs, seed {train['seed']}{chosen}"
+    file = subject.model.loaded_from
+    unfinished = f"; not finished, these are the weights of {file.name}" if file and file.name != WEIGHTS else ""
+    return f"{how}{train['train_fraction']:.0%} of the pairs, seed {train['seed']}{chosen}{unfinished}"
 
 
 @contextmanager

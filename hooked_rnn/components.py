@@ -12,16 +12,29 @@ ACTIVATION_FUNCTIONS = {"relu": torch.relu, "tanh": torch.tanh}
 IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_}
 
 
+def _relu_backward(gradient: Tensor, out: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward.grad_input(gradient, out, 0.0, grad_input=gradient)
+
+
+def _tanh_backward(gradient: Tensor, out: Tensor) -> Tensor:
+    return torch.ops.aten.tanh_backward.grad_input(gradient, out, grad_input=gradient)
+
+
+BACKWARD_IN_PLACE = {"relu": _relu_backward, "tanh": _tanh_backward}
+"""From the gradient by a nonlinearity's output, and the output, to that by its argument, written over the first."""
+
+
 class Embed(nn.Module):
     """Token ids to vectors."""
 
     def __init__(self, cfg: HookedRNNConfig) -> None:
         super().__init__()
         self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+        self.init_scale = cfg.init_scale
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
-        """Draw the weights anew, with standard deviation 1/sqrt(fan in)."""
-        _draw(self.W_E, generator)
+        """Draw the weights anew, with standard deviation init_scale/sqrt(fan in)."""
+        _draw(self.W_E, self.init_scale, generator)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         return functional.embedding(tokens, self.W_E)
@@ -37,8 +50,10 @@ class RNNBlock(nn.Module):
         self.W_hh = nn.Parameter(torch.empty(cfg.d_hidden, d_preact))
         self.b_ih = nn.Parameter(torch.empty(d_preact)) if cfg.bias else None
         self.b_hh = nn.Parameter(torch.empty(d_preact)) if cfg.bias else None
+        self.init_scale = cfg.init_scale
         self.act = ACTIVATION_FUNCTIONS[cfg.act_fn]
         self.act_in_place = IN_PLACE[cfg.act_fn]
+        self.act_backward_in_place = BACKWARD_IN_PLACE[cfg.act_fn]
 
         self.hook_input = IsolatedHookPoint()  # [batch, pos, n_gates*d_hidden]
         self.hook_recurrent = StepHookPoint()  # [batch, pos, n_gates*d_hidden]
@@ -47,9 +62,9 @@ class RNNBlock(nn.Module):
         self.hook_out = IsolatedHookPoint()  # [batch, pos, d_hidden]
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
-        """Draw the weights anew, with standard deviation 1/sqrt(fan in); biases are zero."""
-        _draw(self.W_ih, generator)
-        _draw(self.W_hh, generator)
+        """Draw the weights anew, with standard deviation init_scale/sqrt(fan in); biases are zero."""
+        _draw(self.W_ih, self.init_scale, generator)
+        _draw(self.W_hh, self.init_scale, generator)
         for bias in (self.b_ih, self.b_hh):
             if bias is not None:
                 nn.init.zeros_(bias)
@@ -115,10 +130,11 @@ class Unembed(nn.Module):
         super().__init__()
         self.W_U = nn.Parameter(torch.empty(cfg.d_hidden, cfg.d_vocab_out))
         self.b_U = nn.Parameter(torch.empty(cfg.d_vocab_out)) if cfg.unembed_bias else None
+        self.init_scale = cfg.init_scale
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
-        """Draw the weights anew, with standard deviation 1/sqrt(fan in); the bias is zero."""
-        _draw(self.W_U, generator)
+        """Draw the weights anew, with standard deviation init_scale/sqrt(fan in); the bias is zero."""
+        _draw(self.W_U, self.init_scale, generator)
         if self.b_U is not None:
             nn.init.zeros_(self.b_U)
 
@@ -131,6 +147,6 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product + bias
 
 
-def _draw(weight: Tensor, generator: Generator | None) -> None:
+def _draw(weight: Tensor, scale: float, generator: Generator | None) -> None:
     with torch.no_grad():
-        weight.normal_(std=weight.shape[0] ** -0.5, generator=generator)
+        weight.normal_(std=scale * weight.shape[0] ** -0.5, generator=generator)

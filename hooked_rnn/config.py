@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,8 @@ class HookedRNNConfig:
     """Whether the unembedding has a bias; None means: as ``bias``."""
     input: str = "tokens"
     """What a sequence is made of."""
+    init_scale: float = 1.0
+    """The initial weights' standard deviation, in units of 1/sqrt(fan in)."""
     seed: int = 0
     """Seed of the initial weights."""
     device: torch.device = field(default=torch.device("cpu"), compare=False)
@@ -63,6 +66,8 @@ class HookedRNNConfig:
             object.__setattr__(self, "unembed_bias", self.bias)
         if not isinstance(self.unembed_bias, bool):
             raise ConfigError(f"unembed_bias={self.unembed_bias!r}: expected True, False or None")
+        if not _is_number(self.init_scale) or not 0 < self.init_scale < math.inf:
+            raise ConfigError(f"init_scale={self.init_scale!r}: expected a number above 0")
         if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed!r}: expected an integer from 0 to 2**63 - 1")
         object.__setattr__(self, "device", torch.device(self.device))
@@ -131,3 +136,7 @@ class HookedRNNConfig:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

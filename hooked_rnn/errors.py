@@ -59,8 +59,16 @@ class WeightsError(HookedRNNError, ValueError):
     """A weights file that is cut short, altered, or of another architecture."""
 
 
+class CheckpointError(HookedRNNError, ValueError):
+    """A checkpoint that a run cannot go on from."""
+
+
 class TrainingDivergedError(HookedRNNError, ArithmeticError):
     """A loss that became NaN or infinite."""
+
+
+class HookedRNNWarning(UserWarning):
+    """Something that a user should know of and that is no error."""
 
 
 def choices(names: Iterable[object]) -> str:

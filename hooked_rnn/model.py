@@ -54,6 +54,8 @@ class HookedRNN(
     """
 
     cfg: HookedRNNConfig
+    loaded_from: Path | None = None
+    """The file that :meth:`from_pretrained` read the weights from."""
 
     def __init__(self, cfg: HookedRNNConfig) -> None:
         super().__init__()
@@ -296,8 +298,9 @@ class HookedRNN(
     def _load(
         cls, directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> "HookedRNN":
-        cfg, weights = pretrained.read(directory)
+        cfg, weights, path = pretrained.read(directory)
         model = cls(cfg)
+        model.loaded_from = path
         pretrained.check_fit(weights, model.state_dict(), directory)
         model.load_state_dict(weights)
         return model.to(device, dtype).eval()

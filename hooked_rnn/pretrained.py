@@ -6,6 +6,7 @@ The embedded models are such directories inside the package.
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,17 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
+from hooked_rnn.checkpoints import load_checkpoints, weights_in
 from hooked_rnn.config import HookedRNNConfig
-from hooked_rnn.errors import ConfigError, RunDirectoryError, UnknownModelError, WeightsError, choices, nearest
+from hooked_rnn.errors import (
+    ConfigError,
+    HookedRNNWarning,
+    RunDirectoryError,
+    UnknownModelError,
+    WeightsError,
+    choices,
+    nearest,
+)
 from hooked_rnn.files import write_text_atomically
 from hooked_rnn.weights import load_weights, save_weights
 
@@ -73,22 +83,40 @@ def download(repo_id: str, **options: Any) -> Path:
     return paths[0].parent
 
 
-def read(directory: Path) -> tuple[HookedRNNConfig, dict[str, Tensor]]:
-    """The configuration and the weights in a directory.
+def read(directory: Path) -> tuple[HookedRNNConfig, dict[str, Tensor], Path]:
+    """The configuration and the weights in a directory, and the weights' file.
+
+    A run that has not finished has no weights of its own yet: then those of its last checkpoint, with a warning.
 
     Raises:
         RunDirectoryError: one of the two files is not there.
         ConfigError, WeightsError: it is there, and wrong.
     """
-    for file in (CONFIG, WEIGHTS):
-        if not (directory / file).is_file():
-            what = "is a run that did not finish" if (directory / TRAINING).is_file() else "is no run"
-            raise RunDirectoryError(f"{directory} {what}: it has no {file}; expected {CONFIG} and {WEIGHTS}")
+    cfg = read_config(directory)
+    path = directory / WEIGHTS
+    if path.is_file():
+        return cfg, load_weights(path), path
+    for path, tensors in load_checkpoints(directory):
+        message = f"{directory} has not finished: these are the weights of {path.name}"
+        warnings.warn(message, HookedRNNWarning, stacklevel=4)
+        return cfg, weights_in(tensors), path
+    raise RunDirectoryError(f"{directory} is no run: it has no {WEIGHTS} and no checkpoint that can be read")
+
+
+def read_config(directory: Path) -> HookedRNNConfig:
+    """The configuration in a directory.
+
+    Raises:
+        RunDirectoryError: there is none.
+        ConfigError: it is wrong.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise RunDirectoryError(f"{directory} is no run: it has no {CONFIG}; expected {CONFIG} and {WEIGHTS}")
     try:
-        cfg = HookedRNNConfig.from_json((directory / CONFIG).read_text(encoding="utf-8"))
+        return HookedRNNConfig.from_json(path.read_text(encoding="utf-8"))
     except (ConfigError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{directory / CONFIG}: {error}") from error
-    return cfg, load_weights(directory / WEIGHTS)
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def read_training(directory: Path) -> dict[str, Any] | None:

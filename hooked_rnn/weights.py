@@ -20,7 +20,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file, atomically."""
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {DIGEST: digest(kept)}  # one key, for safetensors writes several in any order
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(kept, temporary, metadata=metadata))
+    content = safetensors.torch.save(kept, metadata)  # written by Python, whose errors say what went wrong
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

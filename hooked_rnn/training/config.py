@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hooked_rnn.errors import ConfigError, choices, nearest
+from hooked_rnn.training.stopping import StopRule
 
 RECIPES: dict[str, dict[str, Any]] = {
     "fast": {"steps": 2500, "orthogonal_steps": 400, "train_fraction": 0.4},
@@ -16,7 +17,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Every hyperparameter of a full-batch run.
+    """Every hyperparameter of a run.
 
     A run has two phases. In the first, ``orthogonal_steps`` long, AdamW is given the orthogonal gradient
     (see :mod:`hooked_rnn.training.orthogonal`); in the second, AdamW with weight decay the plain one.
@@ -43,14 +44,20 @@ class TrainConfig:
     """AdamW's decay rates of the two moments, in both phases."""
     eps: float = 1e-8
     """AdamW's eps, in both phases."""
+    warmup_steps: int = 0
+    """The learning rate rises linearly over the first so many steps of each phase."""
+    batch_size: int | None = None
+    """Sequences in a step, drawn without repetition until all have been seen; None for all of them in every step."""
     train_fraction: float
     """Share of the sequences that is trained on."""
     seed: int = 0
-    """Seed of the split."""
+    """Seed of the split, and of the order of minibatches."""
     eval_every: int = 50
     """Evaluate after every so many steps, and after the last one."""
-    checkpoint_every: int = 500
-    """Keep the weights after every so many steps, and after the last one; needs a run directory."""
+    checkpoint_every: int = 100
+    """Save all that it takes to go on after every so many steps, and after the last; needs a run directory."""
+    stop_at: tuple[str, ...] = ()
+    """Stop at the first evaluation that fulfils any of these, such as "accuracy=0.99": see :data:`STOP_RULES`."""
 
     def __post_init__(self) -> None:
         if self.name not in RECIPES:
@@ -58,13 +65,18 @@ class TrainConfig:
         for name, least in (
             ("steps", 1),
             ("orthogonal_steps", 0),
+            ("warmup_steps", 0),
             ("seed", 0),
             ("eval_every", 1),
             ("checkpoint_every", 1),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not _is_whole(value) or value < least:
                 raise ConfigError(f"{name}={value!r}: expected a whole number of at least {least}")
+        if self.batch_size is not None and not (_is_whole(self.batch_size) and self.batch_size >= 1):
+            raise ConfigError(f"batch_size={self.batch_size!r}: expected None, or a whole number of at least 1")
+        for rule in self.stop_at:
+            StopRule.parse(rule)
         for name in ("orthogonal_lr", "lr", "eps", "weight_decay", "orthogonal_weight_decay"):
             value = getattr(self, name)
             zero_allowed = "weight_decay" in name
@@ -77,7 +89,7 @@ class TrainConfig:
 
     @classmethod
     def recipe(cls, name: str, **overrides: Any) -> "TrainConfig":
-        """The named recipe, with these fields instead of its own.
+        """The named recipe, with these fields instead of its own; ``stop_at`` may also be one rule, or a list.
 
         Raises:
             ConfigError: an unknown recipe or field, or a value that cannot be.
@@ -88,6 +100,9 @@ class TrainConfig:
         for key in overrides:
             if key not in fields:
                 raise ConfigError(f"unknown field {key!r} of a training configuration; nearest: {nearest(key, fields)}")
+        if "stop_at" in overrides:
+            rules = overrides["stop_at"]
+            overrides["stop_at"] = (rules,) if isinstance(rules, str) else tuple(rules)
         return cls(**{"name": name, **RECIPES[name], **overrides})
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,6 +118,10 @@ class TrainConfig:
         """
         fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         return cls.recipe(str(fields.pop("name", None)), **fields)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

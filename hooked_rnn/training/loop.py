@@ -1,26 +1,31 @@
-"""Training, full batch: the one function that makes a model."""
+"""Training: the one function that makes a model."""
 
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.optim import AdamW
 from tqdm.auto import tqdm
 
-from hooked_rnn.errors import TaskError, TrainingDivergedError
+from hooked_rnn.errors import ConfigError, TaskError, TrainingDivergedError
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.model import HookedRNN
-from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 from hooked_rnn.tasks import ModularTask
+from hooked_rnn.training.batches import Minibatches, Sequences
 from hooked_rnn.training.config import TrainConfig
+from hooked_rnn.training.interrupts import Interrupts
+from hooked_rnn.training.logs import WriteRow, check_log, open_log
 from hooked_rnn.training.orthogonal import orthogonalize_gradients
 from hooked_rnn.training.run_directory import RunDirectory
+from hooked_rnn.training.state import TrainState, make_optimizer
+from hooked_rnn.training.stopping import StopRule
 
 
 @dataclass(frozen=True)
@@ -39,104 +44,131 @@ class Run:
     """Where the run was written, if anywhere."""
 
 
-@dataclass(frozen=True)
-class Sequences:
-    """Some of a task's sequences on the model's device, with their prefixes found once."""
-
-    tokens: Int[Tensor, "n pos"]
-    labels: Int[Tensor, " n"]
-    trie: PrefixTrie
-
-    @classmethod
-    def of(cls, task: ModularTask, device: torch.device, chosen: Int[Tensor, " n"] | None = None) -> "Sequences":
-        """All sequences of the task, or the chosen ones."""
-        tokens, labels = (x if chosen is None else x[chosen] for x in (task.tokens, task.labels))
-        tokens, labels = tokens.to(device), labels.to(device)
-        return cls(tokens, labels, PrefixTrie.of(tokens))
-
-    def last_logits(self, model: HookedRNN) -> Float[Tensor, "n d_vocab_out"]:
-        """The logits at the last position, by way of the prefixes unless a hook wants to see the steps."""
-        if has_hooks(model):
-            return model(self.tokens, logits_to_keep=1)[:, 0]
-        return last_logits(model, self.trie)
-
-
 def train(
-    model: HookedRNN, task: ModularTask, config: TrainConfig, out: str | Path | None = None, progress: bool = True
+    model: HookedRNN,
+    task: ModularTask,
+    config: TrainConfig,
+    out: str | Path | None = None,
+    progress: bool = True,
+    resume: bool = False,
+    log: str | None = None,
 ) -> Run:
     """Train a model in place on a share of a task's sequences.
 
-    The same model, task, configuration, machine and number of threads give the same bits.
+    The same model, task, configuration, machine and number of threads give the same bits, also where a run
+    was killed and gone on with. Ctrl-C ends the step that is under way, saves, and then raises.
 
     Args:
         model: whose sizes fit the task; trained where it is, in its own dtype.
         task: its sequences, labels and split.
         config: every hyperparameter; see :meth:`TrainConfig.recipe`.
-        out: a new run directory, or None to keep everything in memory.
+        out: a run directory, or None to keep everything in memory.
         progress: show a progress bar with losses and accuracies.
+        resume: if ``out`` holds this very run, go on from its last checkpoint; a finished one is read and returned.
+        log: "tensorboard", to write the history there too.
 
     Raises:
         TaskError: the model's sizes do not fit the task.
-        RunDirectoryError: ``out`` holds a run already, or cannot be written.
+        ConfigError: more in a minibatch than there is, a stop rule about an empty test set, an unknown log.
+        RunDirectoryError: ``out`` is in use, holds another run, or cannot be written; what was saved stays whole.
         TrainingDivergedError: the loss became NaN or infinite.
+        KeyboardInterrupt: after Ctrl-C; the message says what was saved.
     """
     _check_sizes(model, task)
     train_set, test_set = task.split(config.train_fraction, config.seed)
-    directory = None if out is None else RunDirectory(Path(out), model, task, config)
-    history: list[dict[str, Any]] = []
-    everything = Sequences.of(task, model.cfg.device)
-    trained_on = Sequences.of(task, model.cfg.device, train_set)
+    _check_config(config, len(train_set), len(test_set))
+    path = None if out is None else Path(out)
+    check_log(log, path)
+    everything = Sequences.of(task.tokens, task.labels, model.cfg.device)
+    minibatches = Minibatches(everything.chosen(train_set.to(model.cfg.device)), config.batch_size, config.seed)
+    state = TrainState.fresh(model, config, minibatches)
 
-    model.train()
-    started = time.perf_counter()
-    with tqdm(total=config.steps, disable=not progress, unit="step", desc=f"train ({config.name})") as bar:
-        for step in range(1, config.steps + 1):
-            if step in (1, config.orthogonal_steps + 1):
-                optimizer = make_optimizer(model, config, step)
-            take_step(model, optimizer, trained_on, config, step)
+    directory = None if path is None else RunDirectory(path, model, task, config, resume)
+    with directory or nullcontext():
+        if directory is not None and not directory.restore(state):
+            directory.save(state)
+        if directory is None or not directory.is_finished:
+            with open_log(log, path or Path(), state.step) as write_row:
+                _take_steps(state, _Evaluation(everything, train_set, test_set), directory, write_row, progress)
+            if directory is not None:
+                directory.finish(state.history[-1])
+    model.eval()
+    return Run(model, task, config, state.history, path)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What a run is evaluated on."""
+
+    everything: Sequences
+    train_set: Int[Tensor, " n_train"]
+    test_set: Int[Tensor, " n_test"]
+
+    def row(self, state: TrainState) -> dict[str, Any]:
+        """The history's row for now."""
+        figures = evaluate(state.model, self.everything, self.train_set, self.test_set)
+        return {"step": state.step, "seconds": round(state.seconds, 3), **figures}
+
+
+def _take_steps(
+    state: TrainState, evaluation: _Evaluation, directory: RunDirectory | None, write_row: WriteRow, progress: bool
+) -> None:
+    """From where the state is to the end of the run."""
+    config = state.config
+    rules = [StopRule.parse(rule) for rule in config.stop_at]
+    stopped = bool(state.history) and state.history[-1]["step"] == state.step and _met(rules, state.history[-1])
+    started = time.perf_counter() - state.seconds
+    state.model.train()
+    bar = tqdm(total=config.steps, initial=state.step, disable=not progress, unit="step", desc=f"train ({config.name})")
+    with bar, Interrupts() as interrupts:
+        while state.step < config.steps and not stopped:
+            step = state.step + 1
+            if step == config.orthogonal_steps + 1:
+                state.optimizer = make_optimizer(state.model, config, step)
+            take_step(state.model, state.optimizer, state.minibatches.at(step), config, step)
+            state.step, state.seconds = step, time.perf_counter() - started
             bar.update()
             if step % config.eval_every == 0 or step == config.steps:
-                seconds = round(time.perf_counter() - started, 3)
-                row = {"step": step, "seconds": seconds, **evaluate(model, everything, train_set, test_set)}
-                history.append(row)
+                row = evaluation.row(state)
+                state.history.append(row)
                 bar.set_postfix_str(_summary(row))
+                write_row(row)
                 if directory is not None:
                     directory.add_row(row)
-            if directory is not None and (step % config.checkpoint_every == 0 or step == config.steps):
-                directory.save_checkpoint(step)
-    model.eval()
-    if directory is not None:
-        directory.finish(history[-1])
-    return Run(model, task, config, history, None if directory is None else directory.path)
-
-
-def make_optimizer(model: HookedRNN, config: TrainConfig, step: int) -> AdamW:
-    """A new AdamW for the phase that begins with this step."""
-    orthogonal = step <= config.orthogonal_steps
-    return AdamW(
-        model.parameters(),
-        lr=config.orthogonal_lr if orthogonal else config.lr,
-        weight_decay=config.orthogonal_weight_decay if orthogonal else config.weight_decay,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
+                stopped = _met(rules, row)
+            if directory is not None and (
+                step % config.checkpoint_every == 0 or step == config.steps or stopped or interrupts.asked
+            ):
+                directory.save(state)
+            if interrupts.asked and step < config.steps and not stopped:
+                where = "nothing was saved" if directory is None else f"saved in {directory.path}, to resume from"
+                raise KeyboardInterrupt(f"interrupted after step {step}; {where}")
 
 
 def take_step(model: HookedRNN, optimizer: AdamW, batch: Sequences, config: TrainConfig, step: int) -> None:
-    """One optimizer step on the whole batch."""
+    """One optimizer step on a batch."""
     optimizer.zero_grad()
-    loss = cross_entropy(batch.last_logits(model).unsqueeze(1), batch.labels)
-    loss.backward()
-    if not math.isfinite(loss.item()):
+    lr = learning_rate(config, step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    loss = batch.backward(model).item()
+    if not math.isfinite(loss):
         norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
         raise TrainingDivergedError(
-            f"the loss became {loss.item()} at step {step} (learning rate {optimizer.param_groups[0]['lr']:g}, "
-            f"gradient norm {norm.item():g}): expected a finite loss; try a lower learning rate"
+            f"the loss became {loss} at step {step} (learning rate {lr:g}, gradient norm {norm.item():g}): "
+            "expected a finite loss; try a lower learning rate"
         )
     if step <= config.orthogonal_steps:
         orthogonalize_gradients(model.parameters())
     optimizer.step()
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step: that of its phase, after a linear warm-up at the phase's beginning."""
+    orthogonal = step <= config.orthogonal_steps
+    lr = config.orthogonal_lr if orthogonal else config.lr
+    step_of_phase = step if orthogonal else step - config.orthogonal_steps
+    return lr * min(1.0, step_of_phase / config.warmup_steps) if config.warmup_steps else lr
 
 
 @torch.no_grad()
@@ -162,6 +194,18 @@ def _check_sizes(model: HookedRNN, task: ModularTask) -> None:
             raise TaskError(
                 f"the model has {name}={getattr(model.cfg, name)}: expected {getattr(task, name)}, as {task!r}"
             )
+
+
+def _check_config(config: TrainConfig, n_train: int, n_test: int) -> None:
+    if config.batch_size is not None and config.batch_size > n_train:
+        raise ConfigError(f"batch_size={config.batch_size}: expected at most {n_train}, the sequences to train on")
+    for rule in config.stop_at:
+        if not n_test and StopRule.parse(rule).figure.startswith("test"):
+            raise ConfigError(f"stop rule {rule!r} is about test sequences: expected train_fraction below 1")
+
+
+def _met(rules: Sequence[StopRule], row: dict[str, Any]) -> bool:
+    return any(rule.met_by(row) for rule in rules)
 
 
 def _summary(row: dict[str, Any]) -> str:

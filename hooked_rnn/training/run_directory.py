@@ -5,74 +5,189 @@ config.json  model.safetensors  train.json  history.jsonl  checkpoints/step-0001
 
 import json
 import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from hooked_rnn import pretrained
-from hooked_rnn.errors import RunDirectoryError
-from hooked_rnn.files import write_text_atomically
+from hooked_rnn.checkpoints import CHECKPOINTS, checkpoint_paths, load_checkpoints, refuse, save_checkpoint
+from hooked_rnn.errors import CheckpointError, ConfigError, HookedRNNWarning, RunDirectoryError
+from hooked_rnn.files import TEMPORARY, append_line, write_text_atomically
 from hooked_rnn.model import HookedRNN
 from hooked_rnn.tasks import ModularTask
 from hooked_rnn.training.config import TrainConfig
+from hooked_rnn.training.state import TrainState
 from hooked_rnn.weights import save_weights
 
 HISTORY = "history.jsonl"
-CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 
 
 class RunDirectory:
-    """Writes a run as it goes. Every file but the history, which grows by whole lines, is replaced atomically."""
+    """Writes a run as it goes. Every file but the history, which grows by whole lines, is replaced atomically.
 
-    def __init__(self, path: Path, model: HookedRNN, task: ModularTask, config: TrainConfig) -> None:
-        """Make the directory and write what is known before the first step.
+    While it is entered no other process can enter the same directory.
+    """
 
-        Raises:
-            RunDirectoryError: it holds a run already, or cannot be written.
+    def __init__(self, path: Path, model: HookedRNN, task: ModularTask, config: TrainConfig, resume: bool) -> None:
+        """Nothing is touched before it is entered.
+
+        Args:
+            path: the directory.
+            model, task, config: what is trained, on what and how.
+            resume: go on with the run that the directory holds, if it holds one.
         """
         self.path = path
         self.model = model
+        self.resume = resume
         self.record: dict[str, Any] = {
             "task": task.to_dict(),
             "train": config.to_dict(),
-            "versions": versions(),
-            "threads": torch.get_num_threads(),
-            "device": str(model.cfg.device),
-            "dtype": str(model.cfg.dtype).removeprefix("torch."),
+            **circumstances(model),
             "result": None,
         }
-        present = [
-            name for name in (pretrained.CONFIG, pretrained.WEIGHTS, pretrained.TRAINING) if (path / name).exists()
-        ]
-        if present:
-            what = "a run" if pretrained.WEIGHTS in present else "a run that did not finish"
-            raise RunDirectoryError(
-                f"{path} holds {what} already ({', '.join(present)}): expected a new or empty directory"
-            )
-        try:
-            (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-            write_text_atomically(path / pretrained.CONFIG, model.cfg.to_json())
-            self._write_record()
-            (path / HISTORY).write_text("", encoding="utf-8")
-        except OSError as error:
-            raise RunDirectoryError(f"cannot write a run to {path}: {error}") from error
+
+    def __enter__(self) -> "RunDirectory":
+        """Lock the directory, and write what is known before the first step or check it against what is there.
+
+        Raises:
+            RunDirectoryError: it is in use, cannot be written, holds a run that is not to be gone on with, or
+                one of another configuration.
+        """
+        with ExitStack() as stack, self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(self._lock())
+            self._check_what_is_there()
+            self._remove_what_was_half_written()
+            if not checkpoint_paths(self.path) and not self.is_finished:
+                self._write_record()
+                write_text_atomically(self.path / pretrained.CONFIG, self.model.cfg.to_json())
+                write_text_atomically(self.path / HISTORY, "")
+                (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.record["result"] is not None
+
+    def restore(self, state: TrainState) -> bool:
+        """Bring a state to the newest checkpoint that it can go on from; False where there is none."""
+        history = read_history(self.path)
+        for path, tensors in load_checkpoints(self.path):
+            try:
+                state.restore(tensors, history)
+            except CheckpointError as error:
+                refuse(CheckpointError(f"{path} cannot be gone on from: {error}"))
+            else:
+                with self._writing():
+                    lines = [json.dumps(row) + "\n" for row in state.history]
+                    write_text_atomically(self.path / HISTORY, "".join(lines))
+                return True
+        return False
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append one row to the history."""
-        with (self.path / HISTORY).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with self._writing():
+            append_line(self.path / HISTORY, json.dumps(row))
 
-    def save_checkpoint(self, step: int) -> None:
-        """Keep the weights as they are after a step."""
-        save_weights(self.path / CHECKPOINTS / f"step-{step:06d}.safetensors", self.model.state_dict())
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint."""
+        with self._writing():
+            save_checkpoint(self.path, state.step, state.tensors())
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the final weights and the last row of the history."""
-        save_weights(self.path / pretrained.WEIGHTS, self.model.state_dict())
-        self.record["result"] = result
-        self._write_record()
+        with self._writing():
+            save_weights(self.path / pretrained.WEIGHTS, self.model.state_dict())
+            self.record["result"] = result
+            self._write_record()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        try:
+            with FileLock(self.path / LOCK, blocking=False):
+                yield
+        except Timeout as error:
+            raise RunDirectoryError(
+                f"{self.path} is being written by another process: expected a directory of its own for every run"
+            ) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except RunDirectoryError:
+            raise
+        except OSError as error:
+            saved = [path.name for path in checkpoint_paths(self.path)[:1]]
+            remedy = (
+                f"{saved[0]} and all before it are whole, resume goes on from there" if saved else "nothing is saved"
+            )
+            raise RunDirectoryError(f"cannot write a run to {self.path}: {error}; {remedy}") from error
+
+    def _check_what_is_there(self) -> None:
+        """Refuse a directory that may not be written to, or whose run is not the one that is asked for."""
+        path = self.path
+        present = [
+            file for file in (pretrained.WEIGHTS, pretrained.CONFIG, pretrained.TRAINING) if (path / file).exists()
+        ]
+        if not present:
+            return
+        if not self.resume:
+            what = "a run" if pretrained.WEIGHTS in present else "a run that did not finish"
+            raise RunDirectoryError(
+                f"{path} holds {what} already: expected a new or empty directory, or resume to go on with it"
+            )
+        there = pretrained.read_training(path)  # written before all else
+        if there is None:
+            raise RunDirectoryError(f"{path} holds {present[0]} but no {pretrained.TRAINING}: no run to go on with")
+        differences = self._differences(there)
+        if differences:
+            raise RunDirectoryError(f"{path} holds a run of another configuration: {'; '.join(differences)}")
+        for name in ("threads", "versions"):
+            if there[name] != self.record[name]:
+                warnings.warn(
+                    f"{path} was begun with {name} {there[name]} and goes on with {self.record[name]}: rounding may differ",
+                    HookedRNNWarning,
+                    stacklevel=5,
+                )
+        self.record = there
+
+    def _differences(self, there: dict[str, Any]) -> list[str]:
+        """In words, what the run on disk has otherwise than the one that is asked for."""
+        try:
+            old = {
+                "task": there["task"],
+                "train": TrainConfig.from_dict(there["train"]).to_dict(),
+                "run": {name: there[name] for name in ("device", "dtype", "threads", "versions")},
+            }
+        except (KeyError, TypeError, ConfigError) as error:
+            raise RunDirectoryError(f"{self.path / pretrained.TRAINING} is no record of a run: {error}") from error
+        new = {"task": self.record["task"], "train": self.record["train"], "run": self.record}
+        if (self.path / pretrained.CONFIG).exists():
+            old["model"], new["model"] = pretrained.read_config(self.path).to_dict(), self.model.cfg.to_dict()
+        return [
+            f"{part} {name} is {old[part].get(name)!r} there and {new[part].get(name)!r} here"
+            for part in old
+            for name in old[part]
+            if name not in ("threads", "versions") and old[part][name] != new[part].get(name)
+        ]
+
+    def _remove_what_was_half_written(self) -> None:
+        for folder in (self.path, self.path / CHECKPOINTS):
+            for path in folder.glob(f".*{TEMPORARY}"):
+                path.unlink()
 
     def _write_record(self) -> None:
         write_text_atomically(self.path / pretrained.TRAINING, json.dumps(self.record, indent=2) + "\n")
@@ -81,16 +196,29 @@ class RunDirectory:
 def read_history(directory: Path) -> list[dict[str, Any]]:
     """The rows of a run's history; none where there is no such file.
 
+    A last line that is not whole, of a run that was killed or is writing it, is left out.
+
     Raises:
-        RunDirectoryError: a line is no JSON object.
+        RunDirectoryError: a whole line is no JSON object.
     """
     path = directory / HISTORY
     if not path.is_file():
         return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
-        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [dict(json.loads(line)) for line in lines]
     except (ValueError, TypeError) as error:
         raise RunDirectoryError(f"{path} holds a line that is no JSON object: {error}") from error
+
+
+def circumstances(model: HookedRNN) -> dict[str, Any]:
+    """What a run's bits depend on beside its configuration."""
+    return {
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "device": str(model.cfg.device),
+        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from analyses.cli import app
+from hooked_rnn.training.loop import take_step
 
+TINY = ("--modulus", "7", "--steps", "20", "--d-model", "8", "--d-hidden", "12", "--threads", "1")
 COMMAND = Path(sys.executable).with_name("hooked-rnn")
 
 
@@ -32,8 +34,7 @@ def run(*arguments: str) -> Result:
 
 def tiny_run(tmp_path: Path, *options: str) -> Path:
     out = tmp_path / "run"
-    arguments = ("--modulus", "7", "--steps", "20", "--d-model", "8", "--d-hidden", "12", "--threads", "1")
-    result = run("train", *arguments, *options, "--out", str(out))
+    result = run("train", *TINY, *options, "--out", str(out))
     assert result.exit_code == 0, result.stderr
     return out
 
@@ -87,16 +88,42 @@ def test_seeds_tabulates_runs_of_different_depths(tmp_path: Path) -> None:
     assert "W_hh[1]" in result.stdout
 
 
-def test_an_interrupted_run_says_that_it_did_not_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.filterwarnings("default:.*has not finished")
+def test_a_run_that_has_not_finished_is_reported_on_from_its_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt_at_15(*arguments: object) -> None:
+        if arguments[-1] == 15:
+            raise KeyboardInterrupt
+        take_step(*arguments)
 
-    monkeypatch.setattr("hooked_rnn.training.loop.take_step", interrupt)
+    monkeypatch.setattr("hooked_rnn.training.loop.take_step", interrupt_at_15)
     out = str(tmp_path / "run")
-    result = run("train", "--modulus", "7", "--out", out)
+    tiny = ("--modulus", "7", "--d-model", "8", "--d-hidden", "12", "--checkpoint-every", "10", "--out", out)
+    result = run("train", *tiny)
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
-    assert "is a run that did not finish" in run("report", out).stderr
-    assert "holds a run that did not finish already" in run("train", "--modulus", "7", "--out", out).stderr
+    assert "holds a run that did not finish already" in run("train", *tiny).stderr
+    result = run("report", out)
+    assert result.exit_code == 0
+    unfinished = "not finished, these are the weights of step-000010.safetensors"
+    assert f"warning: {out} has {unfinished.replace(',', ':')}" in result.stderr
+    assert unfinished in " ".join(result.stdout.split())
+
+
+def test_resume_goes_on_and_then_has_nothing_to_do(tmp_path: Path) -> None:
+    out = tiny_run(tmp_path, "--resume")
+    written = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert "20 steps" in run("train", *TINY, "--resume", "--out", str(out)).stdout
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == written
+    refused = run("train", *TINY, "--lr", "0.5", "--resume", "--out", str(out))
+    assert refused.exit_code == 1
+    assert "another configuration: train lr is 0.001 there and 0.5 here" in refused.stderr
+
+
+def test_a_stop_rule_ends_the_run(tmp_path: Path) -> None:
+    out = tiny_run(tmp_path, "--stop-at", "train_accuracy=0", "--eval-every", "6")
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history] == [6]
 
 
 def test_models_lists_what_is_embedded() -> None:

@@ -1,15 +1,24 @@
 """Shared prefixes change what is computed twice, not what is computed."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition
+from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, prefix_gradients
+from hooked_rnn.prefix_gradients import LabelledTrie, backward
 from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 
 
-def model_of(task: ModularAddition, n_layers: int = 1, bias: bool = True, act_fn: str = "relu") -> HookedRNN:
+def model_of(
+    task: ModularAddition,
+    n_layers: int = 1,
+    bias: bool = True,
+    act_fn: str = "relu",
+    dtype: torch.dtype = torch.float64,
+) -> HookedRNN:
     cfg = HookedRNNConfig(
         d_vocab=task.d_vocab,
         d_vocab_out=task.p,
@@ -18,7 +27,7 @@ def model_of(task: ModularAddition, n_layers: int = 1, bias: bool = True, act_fn
         n_layers=n_layers,
         bias=bias,
         act_fn=act_fn,
-        dtype=torch.float64,
+        dtype=dtype,
     )
     model = HookedRNN(cfg)
     generator = torch.Generator().manual_seed(1)
@@ -55,6 +64,86 @@ def test_same_logits_and_gradients_as_the_plain_forward(
 def gradients(model: HookedRNN, logits: torch.Tensor) -> list[torch.Tensor]:
     weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view(logits.shape)
     return list(torch.autograd.grad((logits * weights).sum(), list(model.parameters())))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@given(
+    operands=st.integers(1, 4),
+    equals_token=st.booleans(),
+    n_layers=st.integers(1, 3),
+    bias=st.booleans(),
+    act_fn=st.sampled_from(["relu", "tanh"]),
+    chunk=st.sampled_from([1, 5, 1024]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_loss_and_its_gradient_are_those_of_the_plain_forward(
+    operands: int,
+    equals_token: bool,
+    n_layers: int,
+    bias: bool,
+    act_fn: str,
+    chunk: int,
+    seed: int,
+    dtype: torch.dtype,
+    rtol: float,
+) -> None:
+    task = ModularAddition(5, operands, equals_token)
+    model = model_of(task, n_layers, bias, act_fn, dtype)
+    chosen = torch.randint(len(task.tokens), (17,), generator=torch.Generator().manual_seed(seed))
+    tokens, labels = task.tokens[chosen], task.labels[chosen]
+    with mock.patch.object(prefix_gradients, "CHUNK", chunk):
+        batch = LabelledTrie.of(PrefixTrie.of(tokens), labels)
+    assert len(batch.last) == {1: 17, 5: 4, 1024: 1}[chunk]
+    losses, gradients = [], []
+    for plain in (True, False):
+        model.zero_grad()
+        loss = model(tokens, return_type="loss", labels=labels) if plain else backward(model, batch)
+        if plain:
+            loss.backward()
+        losses.append(loss.detach())
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(losses[1], losses[0], rtol=rtol, atol=0)
+    for mine, theirs in zip(*reversed(gradients), strict=True):
+        # Relative to the gradient's size: single entries cancel.
+        assert float((mine - theirs).norm()) <= rtol * float(theirs.norm()) + 1e-30
+
+
+def test_gradients_add_up_and_frozen_parameters_have_none() -> None:
+    task = ModularAddition(5)
+    model = model_of(task)
+    batch = LabelledTrie.of(PrefixTrie.of(task.tokens), task.labels)
+    model.blocks[0].W_ih.requires_grad_(False)
+    backward(model, batch)
+    once = model.W_E.grad.clone()
+    backward(model, batch)
+    torch.testing.assert_close(model.W_E.grad, 2 * once)
+    assert model.blocks[0].W_ih.grad is None
+
+
+def test_a_wrong_label_changes_the_loss_and_the_gradient() -> None:
+    """The control of the comparison with the plain forward: it would see one label of 25."""
+    task = ModularAddition(5)
+    model, results = model_of(task), []
+    for labels in (task.labels, task.labels.index_fill(0, torch.tensor([7]), 0)):
+        model.zero_grad()
+        results.append((backward(model, LabelledTrie.of(PrefixTrie.of(task.tokens), labels)), model.W_U.grad))
+    assert abs(float(results[0][0] - results[1][0])) > 1e-3 * float(results[0][0])
+    assert float((results[0][1] - results[1][1]).norm()) > 1e-3 * float(results[0][1].norm())
+
+
+@given(operands=st.integers(1, 4), equals_token=st.booleans(), seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_a_restricted_trie_is_the_trie_of_those_sequences(operands: int, equals_token: bool, seed: int) -> None:
+    task = ModularAddition(4, operands, equals_token)
+    chosen = torch.randint(len(task.tokens), (9,), generator=torch.Generator().manual_seed(seed))
+    restricted, fresh = PrefixTrie.of(task.tokens).restricted(chosen), PrefixTrie.of(task.tokens[chosen])
+    for mine, theirs in zip(
+        [*restricted.tokens, *restricted.parents, restricted.leaves],
+        [*fresh.tokens, *fresh.parents, fresh.leaves],
+        strict=True,
+    ):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize(("operands", "equals_token"), [(2, False), (2, True), (3, False)])

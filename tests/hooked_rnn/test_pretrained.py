@@ -175,10 +175,10 @@ def test_every_embedded_model_loads(name: str) -> None:
     assert HookedRNN.from_pretrained(name).cfg.d_vocab > 0
 
 
-def test_a_run_that_did_not_finish_says_so(saved: tuple[HookedRNN, Path]) -> None:
+def test_a_run_without_weights_and_checkpoints_is_refused(saved: tuple[HookedRNN, Path]) -> None:
     (saved[1] / "model.safetensors").unlink()
     (saved[1] / "train.json").write_text("{}")
-    with pytest.raises(RunDirectoryError, match="is a run that did not finish"):
+    with pytest.raises(RunDirectoryError, match=r"is no run: it has no model.safetensors and no checkpoint"):
         HookedRNN.from_pretrained(saved[1])
 
 

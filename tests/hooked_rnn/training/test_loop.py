@@ -9,9 +9,9 @@ import torch
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, Run, TrainConfig, train
 from hooked_rnn.errors import RunDirectoryError, TaskError, TrainingDivergedError
 from hooked_rnn.losses import cross_entropy
-from hooked_rnn.training.loop import make_optimizer
 from hooked_rnn.training.orthogonal import orthogonal_gradient
 from hooked_rnn.training.run_directory import read_history
+from hooked_rnn.training.state import make_optimizer
 from hooked_rnn.weights import load_weights
 
 TASK = ModularAddition(11)
@@ -143,6 +143,7 @@ def test_it_learns_and_generalises(seed: int) -> None:
 def test_a_run_directory_is_a_model_and_a_record(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", checkpoint_every=6)
     assert sorted(path.name for path in run.directory.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.json",
         "history.jsonl",
@@ -157,8 +158,9 @@ def test_a_run_directory_is_a_model_and_a_record(tmp_path: Path) -> None:
     assert record["result"] == run.history[-1]
     assert record["versions"]["torch"] == torch.__version__
     checkpoints = sorted((run.directory / "checkpoints").iterdir())
-    assert [path.name for path in checkpoints] == ["step-000006.safetensors", "step-000012.safetensors"]
-    final, halfway = load_weights(checkpoints[1]), load_weights(checkpoints[0])
+    assert [path.name for path in checkpoints] == [f"step-0000{n}.safetensors" for n in ("00", "06", "12")]
+    before, halfway, final = map(load_weights, checkpoints)
+    assert torch.equal(before["embed.W_E"], model_of().W_E)
     assert torch.equal(final["embed.W_E"], run.model.W_E)
     assert torch.equal(halfway["embed.W_E"], run_of(steps=6).model.W_E)
 

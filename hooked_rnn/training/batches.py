@@ -1,0 +1,87 @@
+"""What a step is trained on: sequences with their prefixes found once, whole or in minibatches."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from hooked_rnn.losses import cross_entropy
+from hooked_rnn.model import HookedRNN
+from hooked_rnn.prefix_gradients import LabelledTrie, backward
+from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Some sequences with their answers and the trie of their prefixes, on one device.
+
+    Both ways to use them go by the prefixes, unless a hook on the model wants to see the steps.
+    """
+
+    tokens: Int[Tensor, "n pos"]
+    labels: Int[Tensor, " n"]
+    trie: PrefixTrie
+
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "n pos"], labels: Int[Tensor, " n"], device: torch.device) -> "Sequences":
+        tokens, labels = tokens.to(device), labels.to(device)
+        return cls(tokens, labels, PrefixTrie.of(tokens))
+
+    def chosen(self, rows: Int[Tensor, " chosen"]) -> "Sequences":
+        """Some of the sequences."""
+        return Sequences(self.tokens[rows], self.labels[rows], self.trie.restricted(rows))
+
+    @cached_property
+    def labelled_trie(self) -> LabelledTrie:
+        """The index that :meth:`backward` goes by."""
+        return LabelledTrie.of(self.trie, self.labels)
+
+    def backward(self, model: HookedRNN) -> Float[Tensor, ""]:
+        """The mean loss at the last position; its gradient is added to the parameters'."""
+        if not has_hooks(model):
+            return backward(model, self.labelled_trie)
+        loss = cross_entropy(model(self.tokens, logits_to_keep=1), self.labels)
+        loss.backward()
+        return loss.detach()
+
+    def last_logits(self, model: HookedRNN) -> Float[Tensor, "n d_vocab_out"]:
+        """The logits at the last position."""
+        return model(self.tokens, logits_to_keep=1)[:, 0] if has_hooks(model) else last_logits(model, self.trie)
+
+
+class Minibatches:
+    """Which sequences each step is trained on: all of them, or a new shuffle of them piece by piece."""
+
+    def __init__(self, sequences: Sequences, size: int | None, seed: int) -> None:
+        self.sequences = sequences
+        self.size = size
+        self.per_epoch = 1 if size is None else -(-len(sequences.labels) // size)
+        # Not the seed of the split alone, or the order of the first epoch would follow from the split.
+        self.generator = torch.Generator().manual_seed(2**32 + seed)
+        self.before_epoch = self.generator.get_state()
+
+    def at(self, step: int) -> Sequences:
+        """The sequences of a step; steps are asked for in turn, from 1 or from where :meth:`restore` left."""
+        if self.size is None:
+            return self.sequences
+        position = (step - 1) % self.per_epoch
+        if position == 0:
+            self._shuffle()
+        rows = self.order[position * self.size : (position + 1) * self.size]
+        return self.sequences.chosen(rows.to(self.sequences.labels.device))
+
+    def state_after(self, step: int) -> UInt8[Tensor, " bytes"]:
+        """What :meth:`restore` needs: the generator's state, from before the shuffle that is still in use."""
+        return self.generator.get_state() if step % self.per_epoch == 0 else self.before_epoch
+
+    def restore(self, state: UInt8[Tensor, " bytes"], step: int) -> None:
+        """Go on after a step with the state that was saved then."""
+        self.generator.set_state(state)
+        if step % self.per_epoch:
+            self._shuffle()
+
+    def _shuffle(self) -> None:
+        self.before_epoch = self.generator.get_state()
+        self.order = torch.randperm(len(self.sequences.labels), generator=self.generator)
