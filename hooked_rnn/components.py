@@ -1,15 +1,20 @@
 """The parts of a HookedRNN: embedding, recurrent layer, unembedding. Row vectors times weights."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from hooked_rnn.config import HookedRNNConfig
-from hooked_rnn.hook_points import IsolatedHookPoint, StepFunction, StepHookPoint
+from hooked_rnn.hook_points import IsolatedHookPoint, StepHookPoint, StepLoop
 
 ACTIVATION_FUNCTIONS = {"relu": torch.relu, "tanh": torch.tanh}
 IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_}
+INTO: dict[str, Callable[..., Tensor]] = {"relu": partial(torch.clamp_min, min=0), "tanh": torch.tanh}
+"""Those that take ``out``: torch.relu, which is clamp_min, does not."""
 
 
 def _relu_backward(gradient: Tensor, out: Tensor) -> Tensor:
@@ -53,6 +58,7 @@ class RNNBlock(nn.Module):
         self.init_scale = cfg.init_scale
         self.act = ACTIVATION_FUNCTIONS[cfg.act_fn]
         self.act_in_place = IN_PLACE[cfg.act_fn]
+        self.act_into = INTO[cfg.act_fn]
         self.act_backward_in_place = BACKWARD_IN_PLACE[cfg.act_fn]
 
         self.hook_input = IsolatedHookPoint()  # [batch, pos, n_gates*d_hidden]
@@ -82,44 +88,57 @@ class RNNBlock(nn.Module):
         if state is None:
             # The zero state is the same for the whole batch, so it is multiplied once and broadcast.
             state = inputs.new_zeros(1, self.W_hh.shape[0])
-        hidden = self._steps(inputs, state)
-        return self.hook_out(torch.stack(hidden, dim=1)), hidden[-1]
+        hidden, state = self._steps(inputs, state)
+        return self.hook_out(hidden), state
 
     def project(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_preact"]:
         """x_t W_ih + b_ih."""
         return _affine(x, self.W_ih, self.b_ih)
 
-    def recur(self, h: Float[Tensor, "batch d_hidden"]) -> Float[Tensor, "batch d_preact"]:
+    def recur(
+        self, h: Float[Tensor, "batch d_hidden"], out: Float[Tensor, "batch d_preact"] | None = None
+    ) -> Float[Tensor, "batch d_preact"]:
         """h_{t-1} W_hh + b_hh."""
-        return _affine(h, self.W_hh, self.b_hh)
+        return _affine(h, self.W_hh, self.b_hh, out)
 
     def _steps(
         self, inputs: Float[Tensor, "batch pos d_preact"], h: Float[Tensor, "_ d_hidden"]
-    ) -> list[Float[Tensor, "batch d_hidden"]]:
-        """The loop over time.
+    ) -> tuple[Float[Tensor, "batch pos d_hidden"], Float[Tensor, "batch d_hidden"]]:
+        """The loop over time: the hidden state at every step, and the last.
 
         Sums and nonlinearity are written over their argument, which saves a new tensor for each, unless a
-        hook may have kept it. (Hooks that only look copy what they see.) The bits are the same either way.
+        hook may have kept it, or where a hook that only looks would copy them. The bits are the same
+        either way.
         """
         batch, n_steps, _ = inputs.shape
-        hook_recurrent, hook_preact, hook_hidden = self._hook_functions(n_steps)
+        hook_recurrent, hook_preact, hook_hidden = self._loops(n_steps)
         hidden = []
         for t, x_t in enumerate(inputs.unbind(1)):
-            recurrent = self.recur(h)
-            is_whole = recurrent.shape == x_t.shape  # not one row, of the zero state, for the whole batch
+            is_whole = len(h) == batch  # not one row, of the zero state, for the whole batch
+            room = hook_recurrent.room(x_t, t) if is_whole else None
+            recurrent = self.recur(h, room)
             recurrent = hook_recurrent(recurrent if is_whole else recurrent.expand(batch, -1), t)
-            kept = not is_whole or self.hook_recurrent.may_edit
-            preact = hook_preact(x_t + recurrent if kept else recurrent.add_(x_t), t)
-            kept = self.hook_preact.may_edit
-            h = hook_hidden(self.act(preact) if kept else self.act_in_place(preact), t)
+            kept = room is not None or not is_whole or self.hook_recurrent.may_edit
+            room = hook_preact.room(x_t, t)
+            over = not kept and room is None
+            preact = hook_preact(recurrent.add_(x_t) if over else torch.add(x_t, recurrent, out=room), t)
+            kept = room is not None or self.hook_preact.may_edit
+            # A product depends on its argument's strides, in its last bits and its speed: earlier ones are copied.
+            room = hook_hidden.room(preact, t) if t == n_steps - 1 else None
+            h = hook_hidden(self._activated(preact, kept, room), t)
             hidden.append(h)
-        return hidden
+        return hook_hidden.stacked(hidden), h
 
-    def _hook_functions(self, n_steps: int) -> list[StepFunction]:
-        """What the three points inside the loop make of a step; nothing at all, where none has a hook."""
+    def _activated(self, preact: Tensor, kept: bool, room: Tensor | None) -> Tensor:
+        if room is not None:
+            return self.act_into(preact, out=room)
+        return self.act(preact) if kept else self.act_in_place(preact)
+
+    def _loops(self, n_steps: int) -> list[StepLoop]:
+        """One pass of the three points inside the loop; where none has a hook, one that does nothing at all."""
         points = (self.hook_recurrent, self.hook_preact, self.hook_hidden)
         if not any(point.is_hooked for point in points):
-            return [lambda x, step: x] * 3
+            return [StepLoop()] * 3
         return [point.loop(n_steps) for point in points]
 
 
@@ -142,9 +161,10 @@ class Unembed(nn.Module):
         return _affine(x, self.W_U, self.b_U)
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product = x @ weight
-    return product if bias is None else product + bias
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    if bias is None:
+        return torch.matmul(x, weight, out=out)
+    return torch.add(x @ weight, bias, out=out)
 
 
 def _draw(weight: Tensor, scale: float, generator: Generator | None) -> None:

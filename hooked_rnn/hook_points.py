@@ -23,13 +23,12 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 from transformer_lens.hook_points import HookPoint
 
 from hooked_rnn.errors import HookError
 
 GradientHooks = Callable[[Tensor], Tensor | None]
-StepFunction = Callable[[Tensor, int], Tensor]
-"""What a hook point makes of one step's activation, given the activation and the step."""
 
 
 class ObservingHook:
@@ -37,7 +36,7 @@ class ObservingHook:
 
     In exchange they are cheap: they get the network's own detached values, not a copy, and inside the
     time loop they are called once, after the last step (backward: at every step, with one tensor that
-    fills from the last position to the first).
+    fills from the last position to the first). Without autograd two of them may be given one tensor.
     """
 
     def __call__(self, tensor: Float[Tensor, "batch pos d"], hook: HookPoint) -> None:
@@ -144,8 +143,8 @@ class StepHookPoint(IsolatedHookPoint):
     returns (or of the tensor, if it edited that in place) goes on, and all later steps see it.
     """
 
-    def loop(self, n_steps: int) -> StepFunction:
-        """One pass over ``n_steps`` steps: a function of (activation, step), to be called in time order."""
+    def loop(self, n_steps: int) -> "StepLoop":
+        """One pass over ``n_steps`` steps, to be called in time order."""
         return _Loop(self, n_steps)
 
     @contextmanager
@@ -158,47 +157,94 @@ class StepHookPoint(IsolatedHookPoint):
             self.step, self.n_steps = before
 
 
-class _Loop:
+class StepLoop:
+    """One forward pass of a hook point over the steps; here, of one that has no hooks."""
+
+    def __call__(self, x: Float[Tensor, "batch d"], step: int) -> Float[Tensor, "batch d"]:
+        """What the point makes of one step's activation."""
+        return x
+
+    def room(self, like: Float[Tensor, "batch d"], step: int) -> Float[Tensor, "batch d"] | None:
+        """Where to write what will arrive at this step, to save a copy; None for wherever.
+
+        What is written there must not be written over.
+        """
+        return None
+
+    def stacked(self, left: list[Tensor]) -> Float[Tensor, "batch pos d"]:
+        """All that left the point, of every step in time order, not to be written over either."""
+        return torch.stack(left, dim=1)
+
+
+class _Loop(StepLoop):
     """One forward pass of one hook point over the steps, with the tensor of each of its hooks."""
 
     def __init__(self, point: StepHookPoint, n_steps: int) -> None:
         self.point = point
         self.n_steps = n_steps
         self.tensors: dict[int, _Rows] = {}
+        self.left: _Rows | None = None
         # Apart, because the graph keeps it: if it knew of the tensors above, whose graph that is, nothing
         # would ever be freed.
         self.backward = _BackwardLoop(point, n_steps)
 
     def __call__(self, x: Float[Tensor, "batch d"], step: int) -> Float[Tensor, "batch d"]:
         point = self.point
-        if not point.is_hooked:
-            return x
+        forward = list(point._forward_hooks.items())
         left = x
-        with point._at(step, self.n_steps):
-            for hook_id, function in list(point._forward_hooks.items()):
-                left = self._run(hook_id, function, left, step)
+        for hook_id, function in forward:
+            left = self._run(hook_id, function, left, step)
+        self._note_what_left(forward, step)
         hooks = list(point._backward_hooks.items())
         if not hooks or not (x.requires_grad or left.requires_grad):
             return left
         return _HookGradient.apply(x, left, partial(self.backward, hooks, step))
 
+    def room(self, like: Float[Tensor, "batch d"], step: int) -> Float[Tensor, "batch d"] | None:
+        first = next(iter(self.point._forward_hooks), None)
+        if first is None or not self.point._observes(first) or not _may_recycle(like):
+            return None
+        return self._shared(first).room(like, step)
+
+    def stacked(self, left: list[Tensor]) -> Float[Tensor, "batch pos d"]:
+        if not _only_values_count(left[0]):
+            return torch.stack(left, dim=1)
+        if self.left is not None and self.left.filled is not None:
+            return self.left.filled
+        spare = (rows.spare() for rows in self.tensors.values())
+        return torch.stack(left, dim=1, out=next((tensor for tensor in spare if tensor is not None), None))
+
+    def _note_what_left(self, hooks: list[tuple[int, Callable[..., Any]]], step: int) -> None:
+        """Remember the tensor that holds all that left so far: the last hook's, if at every step that one only looked."""
+        rows = self.tensors.get(hooks[-1][0]) if hooks else None
+        self.left = rows if isinstance(rows, _SharedRows) and (step == 0 or rows is self.left) else None
+
     def _run(self, hook_id: int, function: Callable[..., Any], x: Tensor, step: int) -> Tensor:
-        last = self.n_steps - 1
         if self.point._observes(hook_id):
-            rows = self.tensors.setdefault(hook_id, _SharedRows(self.n_steps, last)).at(x, step)
-            if step == last:
-                self.point._run_forward(hook_id, function, rows)
+            rows = self._shared(hook_id).at(x, step)
+            if step == self.n_steps - 1:
+                with self.point._at(step, self.n_steps):
+                    self.point._run_forward(hook_id, function, rows)
             return x
-        own = self.tensors.setdefault(hook_id, _OwnTensor(self.n_steps, last)).at(x, step)
+        tensor = self._own(hook_id)
+        own = tensor.at(x, step)
         version = _version(own)
-        result = self.point._run_forward(hook_id, function, own)
+        with self.point._at(step, self.n_steps):
+            result = self.point._run_forward(hook_id, function, own)
         edited = own if result is None else self.point._checked(result, own)
-        untouched = edited is own and version is not None and _version(own) == version
-        if untouched and torch.is_grad_enabled() and torch.equal(own[:, step], x):
-            # Under autograd an untouched step goes on as it came: its gradient need not pass through all
-            # the others. Values are compared too, since a write through .data leaves the version as it was.
-            return x
+        if edited is own:
+            return tensor.left(own, x, step, written=version is None or _version(own) != version)
         return edited[:, step].clone()  # a copy, or one step would keep all of them in memory
+
+    def _shared(self, hook_id: int) -> "_SharedRows":
+        rows = self.tensors.setdefault(hook_id, _SharedRows(self.n_steps, self.n_steps - 1))
+        assert isinstance(rows, _SharedRows)
+        return rows
+
+    def _own(self, hook_id: int) -> "_OwnTensor":
+        rows = self.tensors.setdefault(hook_id, _OwnTensor(self.n_steps, self.n_steps - 1))
+        assert isinstance(rows, _OwnTensor)
+        return rows
 
 
 class _BackwardLoop:
@@ -247,14 +293,22 @@ class _Rows:
     def at(self, x: Tensor, step: int) -> Tensor:
         raise NotImplementedError
 
+    def spare(self) -> Tensor | None:
+        """The tensor, if nobody else has it any more."""
+        return None
+
     def _fill(self, x: Tensor, step: int) -> Tensor:
+        filled = self._made(x, step)
+        filled[:, step] = x
+        return filled
+
+    def _made(self, like: Tensor, step: int) -> Tensor:
         if self.filled is None:
             # A forward pass that is seen from its first step writes every position. Elsewhere not every
             # step needs to come: an edit cuts the backward pass off, a hook is added while the loop runs.
             whole = isinstance(self, _SharedRows) and step == 0 and self.last == self.n_steps - 1
-            make = x.new_empty if whole else x.new_zeros
-            self.filled = make(x.shape[0], self.n_steps, x.shape[1])
-        self.filled[:, step] = x
+            make = like.new_empty if whole else like.new_zeros
+            self.filled = make(like.shape[0], self.n_steps, like.shape[1])
         return self.filled
 
 
@@ -270,18 +324,54 @@ class _OwnTensor(_Rows):
         # Autograd may have kept the tensor of an earlier step, so under it each step has a new one.
         # Without it one tensor is filled step by step, which costs O(T) in all, and at the last step
         # made anew from what arrived: the hook may have written at other positions.
-        if torch.is_grad_enabled() or step == self.last:
-            zeros = torch.zeros_like(x)
-            return torch.stack([self.arrived.get(s, zeros) for s in range(self.n_steps)], dim=1)
-        return self._fill(x, step)
+        if torch.is_grad_enabled():
+            return self._rebuilt(None)
+        if step == self.last:
+            self.filled = self._rebuilt(self.spare() if _only_values_count(x) else None)
+        else:
+            self._fill(x, step)
+        assert self.filled is not None
+        # Never the tensor itself, or it could not be told whether a hook keeps it, and one could replace its
+        # ``data``. (But a tangent would not find its way back.)
+        return self.filled.detach() if _only_values_count(x) else self.filled
+
+    def _rebuilt(self, out: Tensor | None) -> Tensor:
+        some = next(iter(self.arrived.values()))
+        rows = (self.arrived.get(step) for step in range(self.n_steps))
+        return torch.stack([torch.zeros_like(some) if row is None else row for row in rows], dim=1, out=out)
+
+    def left(self, own: Tensor, x: Tensor, step: int, written: bool) -> Tensor:
+        """What goes on of what the hook was given, ``own``, after it may have edited that in place."""
+        if torch.is_grad_enabled():
+            # An untouched step goes on as it came: its gradient need not pass through all the others.
+            # Values are compared too, since a write through .data leaves the version as it was.
+            untouched = not written and torch.equal(own[:, step], x)
+        else:
+            # Likewise, so as not to keep it twice: where memory is new, that costs more than comparing.
+            untouched = _may_recycle(x) and _same_bits(own, x, step)
+        return x if untouched else own[:, step].clone()
+
+    def spare(self) -> Tensor | None:
+        return self.filled if self.filled is not None and _holders(self.filled) == _ONE_HOLDER else None
 
 
 class _SharedRows(_Rows):
     """The tensor of one hook that only looks: each step is copied once, and nothing else is kept."""
 
+    def __init__(self, n_steps: int, last: int) -> None:
+        super().__init__(n_steps, last)
+        self.row: Tensor | None = None
+
     def at(self, x: Tensor, step: int) -> Tensor:
+        if x is self.row and self.filled is not None:
+            return self.filled
         with torch.no_grad():
             return self._fill(x, step)
+
+    def room(self, like: Tensor, step: int) -> Tensor:
+        """The step's position, to be written by whoever asks for it."""
+        self.row = self._made(like, step)[:, step]
+        return self.row
 
 
 class _HookGradient(torch.autograd.Function):
@@ -306,3 +396,34 @@ class _HookGradient(torch.autograd.Function):
 def _version(tensor: Tensor) -> int | None:
     """How often the tensor was written to; None where torch does not count (inference mode)."""
     return None if tensor.is_inference() else tensor._version
+
+
+def _only_values_count(x: Tensor) -> bool:
+    """Whether tensors may be written in place of new ones: no graph, tangent, transform or autocast is about."""
+    return not (
+        torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.is_autocast_enabled(x.device.type)
+    )
+
+
+def _may_recycle(x: Tensor) -> bool:
+    """The same, where it pays: on a GPU new memory is cheap, comparing waits, and strides may change a product's bits."""
+    return x.device.type == "cpu" and _only_values_count(x)
+
+
+def _same_bits(tensor: Tensor, x: Tensor, step: int) -> bool:
+    """Whether one step of a tensor is ``x``, signs of zeros and all; False where that is slow to tell."""
+    if not (tensor.is_contiguous() and x.is_contiguous()) or x.shape[-1] * x.element_size() % 8:
+        return False
+    return torch.equal(tensor.view(torch.int64)[:, step], x.view(torch.int64))
+
+
+def _holders(tensor: Tensor) -> int:
+    """How many tensors share the tensor's memory, views and arrays of theirs too; up to a constant."""
+    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
+
+
+_ONE_HOLDER = _holders(torch.empty(0))
+"""The count of a tensor that shares its memory with no other."""
