@@ -1,4 +1,4 @@
-"""Run every benchmark, print the ratios, and write them where asked: python -m benchmarks [--threads 1] [--out FILE]."""
+"""Print the ratios of a benchmark, and write them where asked: python -m benchmarks [NAME ...] [--threads 1] [--out FILE]."""
 
 import argparse
 import json
@@ -7,22 +7,32 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import hooked_forward, training_step
+from benchmarks import grokking, hooked_forward, prefixes, training_step
 from hooked_rnn.training.run_directory import versions
+
+BENCHMARKS = {
+    "hooked_forward": hooked_forward,
+    "training_step": training_step,
+    "prefixes": prefixes,
+    "grokking": grokking,
+}
+QUICK = ("hooked_forward", "training_step", "prefixes")
+"""Those that run where none is named; grokking takes a quarter of an hour."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], default=list(QUICK), metavar="NAME")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a JSON file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
     results = []
-    for module in (hooked_forward, training_step):
-        for result in module.comparisons(arguments.threads):
-            ratios = f"{result.ratio_median:.2f} ({result.ratio_min:.2f} to {result.ratio_max:.2f})"
-            print(f"{result.name:<64} {ratios:<24} {1e3 * result.seconds_median:8.1f} ms")
+    for name in arguments.names:
+        for result in BENCHMARKS[name].comparisons(arguments.threads):
+            ratios = f"{result.ratio_median:.3f} ({result.ratio_min:.3f} to {result.ratio_max:.3f})"
+            print(f"{result.name:<72} {ratios:<26} {1e3 * result.seconds_median:10.1f} ms  {result.note}", flush=True)
             results.append(result.to_dict())
     if arguments.out is not None:
         command = " ".join(["python -m benchmarks", *sys.argv[1:]])

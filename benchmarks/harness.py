@@ -20,6 +20,24 @@ class Comparison:
     """Of the thing measured."""
     baseline_seconds_median: float
     """Of what it is compared with."""
+    note: str = ""
+    """What the numbers alone do not say."""
+
+    @classmethod
+    def of(cls, name: str, pairs: list[tuple[float, float]], threads: int, note: str = "") -> "Comparison":
+        """From the seconds of both sides in each round."""
+        ratios = sorted(a / b for a, b in pairs)
+        return cls(
+            name,
+            threads,
+            len(pairs),
+            ratios[0],
+            median(ratios),
+            ratios[-1],
+            median(a for a, _ in pairs),
+            median(b for _, b in pairs),
+            note,
+        )
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -29,21 +47,11 @@ def compare(
     name: str, measured: Callable[[], object], baseline: Callable[[], object], threads: int, rounds: int = 15
 ) -> Comparison:
     """Run both in turn, after two rounds that do not count."""
-    pairs = [(_seconds(measured), _seconds(baseline)) for _ in range(rounds + 2)][2:]
-    ratios = sorted(a / b for a, b in pairs)
-    return Comparison(
-        name,
-        threads,
-        rounds,
-        ratios[0],
-        median(ratios),
-        ratios[-1],
-        median(a for a, _ in pairs),
-        median(b for _, b in pairs),
-    )
+    pairs = [(seconds_of(measured), seconds_of(baseline)) for _ in range(rounds + 2)][2:]
+    return Comparison.of(name, pairs, threads)
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def seconds_of(function: Callable[[], object]) -> float:
     started = time.perf_counter()
     function()
     return time.perf_counter() - started

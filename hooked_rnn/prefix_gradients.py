@@ -155,7 +155,7 @@ class _Sweep:
                 level.d_rows.index_add_(0, step.tokens, gradient)
             else:
                 self._add(block.W_ih, hidden[layer - 1].T @ gradient)
-                self._add(block.b_ih, gradient.sum(0))
+                self._add_sum(block.b_ih, gradient)
                 d_hidden[layer - 1] += gradient @ block.W_ih.T
 
     def leave(self, level: _Level) -> list[Tensor]:
@@ -163,7 +163,7 @@ class _Sweep:
         self.d_table += level.d_rows[len(level.below[0]) :]
         for block, below, gradient in zip(self.blocks, level.below, level.d_recurrents, strict=True):
             self._add(block.W_hh, below.T @ gradient)
-            self._add(block.b_hh, gradient.sum(0))
+            self._add_sum(block.b_hh, gradient)
         return [g @ block.W_hh.T for block, g in zip(self.blocks, level.d_recurrents, strict=True)]
 
     def last_position(self, batch: LabelledTrie, level: _Level) -> Tensor:
@@ -182,7 +182,7 @@ class _Sweep:
             # By the logits, n times the mean loss has this gradient: probabilities, less one at the label.
             d_logits = log_probs.exp_().scatter_add_(0, labels, log_probs.new_full(labels.shape, -1.0))
             d_W_U.addmm_(d_logits, top)
-            self._add(b_U, d_logits.sum(1) / batch.n)
+            self._add_sum(b_U, d_logits.T, batch.n)
             d_top = torch.mm(d_logits.T, W_U_over_n, out=batch.memory("d_top", *top.shape, like=W_U))
             self.backward(step, level, hidden, [*map(torch.zeros_like, hidden[:-1]), d_top])
         self._add(self.unembed.W_U, (d_W_U / batch.n).T.contiguous())
@@ -193,12 +193,16 @@ class _Sweep:
         block, W_E = self.blocks[0], self.embed.W_E
         self._add(W_E, self.d_table @ block.W_ih.T)
         self._add(block.W_ih, W_E.T @ self.d_table)
-        self._add(block.b_ih, self.d_table.sum(0))
+        self._add_sum(block.b_ih, self.d_table)
         for parameter, gradient in self.gradients.items():
             if parameter.requires_grad:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
-    def _add(self, parameter: nn.Parameter | None, gradient: Tensor) -> None:
-        if parameter is not None:
-            before = self.gradients.get(parameter)
-            self.gradients[parameter] = gradient if before is None else before.add_(gradient)
+    def _add_sum(self, bias: nn.Parameter | None, gradients: Tensor, over: int = 1) -> None:
+        """For a bias, if there is one, the sum over rows."""
+        if bias is not None:
+            self._add(bias, gradients.sum(0) / over)
+
+    def _add(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        before = self.gradients.get(parameter)
+        self.gradients[parameter] = gradient if before is None else before.add_(gradient)

@@ -9,8 +9,8 @@ from hooked_rnn.errors import ConfigError, choices, nearest
 from hooked_rnn.training.stopping import StopRule
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "fast": {"steps": 2500, "orthogonal_steps": 400, "train_fraction": 0.4},
-    "adamw": {"steps": 5000, "orthogonal_steps": 0, "train_fraction": 0.6},
+    "fast": {"steps": 3000, "orthogonal_steps": 1500, "train_fraction": 0.4},
+    "adamw": {"steps": 3000, "orthogonal_steps": 0, "train_fraction": 0.6},
 }
 """What each recipe sets; everything else is :class:`TrainConfig`'s default."""
 
@@ -36,7 +36,7 @@ class TrainConfig:
     """Learning rate of the first phase."""
     orthogonal_weight_decay: float = 0.0
     """Decoupled weight decay of the first phase."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Learning rate of the second phase."""
     weight_decay: float = 1.0
     """Decoupled weight decay of the second phase, as AdamW has it (multiplied by the learning rate)."""

@@ -1,0 +1,210 @@
+"""What each hyperparameter does to the two recipes, one changed at a time.
+
+    python -m studies.recipes --recipe fast --seeds 0 1 2      (and --recipe adamw; goes on where it was cut off)
+    python -m studies.recipes --write-page                     (docs/recipes.md from the tables)
+
+A row is one run: p = 113, d_model 128, one thread, and the recipe but for one setting.
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from analyses.ablation import last_hidden
+from analyses.attribution import hidden_fit
+from analyses.low_rank import cumulative_energy, held_by_first
+from analyses.measure import key_frequencies_of, matrices
+from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, Run, TrainConfig, train
+from hooked_rnn.training.config import RECIPES
+from hooked_rnn.training.run_directory import versions
+
+FOLDER = Path(__file__).parent
+PAGE = FOLDER.parent / "docs" / "recipes.md"
+P = 113
+EVAL_EVERY = 25
+
+COMMON: dict[str, dict[str, Any]] = {
+    "as the recipe": {},
+    "betas 0.9, 0.95": {"betas": (0.9, 0.95)},
+    "betas 0.9, 0.999": {"betas": (0.9, 0.999)},
+    "initial scale 0.5": {"init_scale": 0.5},
+    "initial scale 2": {"init_scale": 2.0},
+    "learning rate 1e-3": {"lr": 1e-3},
+    "weight decay 0.5": {"weight_decay": 0.5},
+    "weight decay 2": {"weight_decay": 2.0},
+    "d_hidden 128": {"d_hidden": 128},
+    "d_hidden 512": {"d_hidden": 512},
+    "'=' token": {"equals_token": True},
+}
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "fast": {
+        **COMMON,
+        "30% of the pairs": {"train_fraction": 0.3},
+        "60% of the pairs": {"train_fraction": 0.6},
+        "80% of the pairs": {"train_fraction": 0.8},
+        "orthogonal learning rate 5e-3": {"orthogonal_lr": 5e-3},
+        "orthogonal learning rate 2e-2": {"orthogonal_lr": 2e-2},
+        "400 orthogonal steps": {"orthogonal_steps": 400},
+    },
+    "adamw": {
+        **COMMON,
+        "40% of the pairs": {"train_fraction": 0.4},
+        "80% of the pairs": {"train_fraction": 0.8},
+    },
+}
+"""By recipe and setting, what is not the recipe's."""
+MODEL = ("init_scale", "d_hidden")
+TASK = ("equals_token",)
+
+FIGURES = {
+    "steps_to_99": "steps to 99%",
+    "test_accuracy": "test accuracy",
+    "n_key": "key frequencies",
+    "energy W_E": "W_E",
+    "energy W_ih": "W_ih",
+    "energy W_hh": "W_hh",
+    "energy W_U": "W_U",
+    "least_fit_error": "least fit error",
+    "largest_fit_error": "largest fit error",
+}
+"""Of a row, and their heads on the page."""
+
+
+def run_of(recipe: str, setting: str, seed: int) -> Run:
+    """The run of one row."""
+    changed = SETTINGS[recipe][setting]
+    task = ModularAddition(P, **{key: changed[key] for key in TASK if key in changed})
+    sizes = {"d_model": 128, "d_hidden": 256, **{key: changed[key] for key in MODEL if key in changed}}
+    cfg = HookedRNNConfig(d_vocab=task.d_vocab, d_vocab_out=P, n_ctx=task.n_ctx, seed=seed, **sizes)
+    fields = {key: value for key, value in changed.items() if key not in MODEL + TASK}
+    config = TrainConfig.recipe(recipe, seed=seed, eval_every=EVAL_EVERY, **fields)
+    return train(HookedRNN(cfg), task, config, progress=False)
+
+
+@torch.no_grad()
+def figures_of(run: Run) -> dict[str, Any]:
+    """The figures of a run; energies in the first 2K singular components, relative errors of the hidden fits."""
+    model, task = run.model, run.task
+    key = key_frequencies_of(model, task)
+    hidden = last_hidden(model, task)
+    errors = sorted(hidden_fit(hidden, model.W_U, k).relative for k in key.frequencies)
+    held = {
+        f"energy {name}": round(held_by_first(cumulative_energy(matrix), 2 * len(key.frequencies)), 4)
+        for name, matrix in matrices(model).items()
+        if f"energy {name}" in FIGURES
+    }
+    return {
+        "steps_to_99": next((row["step"] for row in run.history if row["test_accuracy"] >= 0.99), ""),
+        "test_accuracy": round(run.history[-1]["test_accuracy"], 5),
+        "n_key": len(key.frequencies),
+        "key_frequencies": " ".join(map(str, key.by_share)),
+        **held,
+        "least_fit_error": round(errors[0], 4) if errors else "",
+        "largest_fit_error": round(errors[-1], 4) if errors else "",
+        "seconds": round(run.history[-1]["seconds"], 1),
+    }
+
+
+def table_of(recipe: str) -> Path:
+    return FOLDER / f"recipes-{recipe}.csv"
+
+
+def read_rows(recipe: str) -> list[dict[str, str]]:
+    """The rows that there are."""
+    path = table_of(recipe)
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def run_study(recipe: str, seeds: list[int]) -> None:
+    """Add the rows that are missing, seed by seed."""
+    torch.set_num_threads(1)
+    done = {(row["setting"], int(row["seed"])) for row in read_rows(recipe)}
+    record = {"command": f"python -m studies.recipes --recipe {recipe} --seeds {' '.join(map(str, seeds))}"}
+    base = TrainConfig.recipe(recipe).to_dict()
+    sidecar = json.dumps({**record, "versions": versions(), "threads": 1, "recipe": base}, indent=2) + "\n"
+    table_of(recipe).with_suffix(".json").write_text(sidecar, encoding="utf-8")
+    for seed in seeds:
+        for setting in SETTINGS[recipe]:
+            if (setting, seed) not in done:
+                row = {"setting": setting, "seed": seed, **figures_of(run_of(recipe, setting, seed))}
+                append(recipe, row)
+                print(row, flush=True)
+
+
+def append(recipe: str, row: Mapping[str, Any]) -> None:
+    path = table_of(recipe)
+    begins = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
+        if begins:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def page() -> str:
+    """docs/recipes.md: for each setting the median over the seeds, and least and largest."""
+    return "\n".join([*_head(), *(line for recipe in RECIPES for line in _section(recipe))])
+
+
+def _head() -> list[str]:
+    return [
+        "# What each hyperparameter does",
+        "",
+        f"Addition modulo {P}, two numbers, d_model 128, d_hidden 256, one thread; the recipe but for the one setting that a row names.",
+        "Each cell is the median over the seeds with the least and the largest. `steps to 99%`: the first evaluation (every",
+        f"{EVAL_EVERY} steps) with 99% test accuracy; the share of the seeds that came there, where not all did. W_E to W_U: share of the matrix's",
+        "energy in its first 2K singular components, K the number of key frequencies. Fit errors: the least and the largest, over the key",
+        "frequencies, relative error of the last hidden state's projections on cos and sin of w_k(a+b) (claim C6).",
+        "",
+        "This page is written by `python -m studies.recipes --write-page` from `studies/recipes-*.csv`, which have every run.",
+    ]
+
+
+def _section(recipe: str) -> Iterator[str]:
+    record = json.loads(table_of(recipe).with_suffix(".json").read_text(encoding="utf-8"))
+    rows, base = read_rows(recipe), record["recipe"]
+    shown = ", ".join(f"{key} {base[key]}" for key in base if key not in ("name", "seed", "stop_at", "batch_size"))
+    made_with = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    yield from ("", f"## {recipe}", "", f"`{record['command']}`, with {made_with}. The recipe: {shown}.", "")
+    yield f"| setting | seeds | {' | '.join(FIGURES.values())} |"
+    yield "| --- |" + " --- |" * (1 + len(FIGURES))
+    for setting in SETTINGS[recipe]:
+        chosen = [row for row in rows if row["setting"] == setting]
+        if chosen:
+            cells = " | ".join(_cell(figure, [row[figure] for row in chosen]) for figure in FIGURES)
+            yield f"| {setting} | {len(chosen)} | {cells} |"
+
+
+def _cell(figure: str, texts: list[str]) -> str:
+    values = [float(text) for text in texts if text]
+    if not values:
+        return "none"
+    digits = "{:.0f}" if figure in ("steps_to_99", "n_key") else "{:.3f}"
+    middle, least, largest = (digits.format(value) for value in (median(values), min(values), max(values)))
+    some = f", {len(values)} of {len(texts)}" if len(values) < len(texts) else ""
+    return f"{middle} ({least} to {largest}{some})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", choices=list(RECIPES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--write-page", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.recipe:
+        run_study(arguments.recipe, arguments.seeds)
+    if arguments.write_page:
+        PAGE.write_text(page() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
