@@ -1,7 +1,8 @@
 """Several runs side by side, and which of them may be embedded."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,56 @@ LEAST_WITHOUT_ONE = 0.85
 """Of an embedded model: mean accuracy with one key frequency removed from W_E, to be exceeded."""
 MOST_WITHOUT_ALL = 0.06
 """Of an embedded model: accuracy with all of them removed from W_E, to stay below."""
-RULE = (
-    f"the lowest seed whose model has at least {LEAST_ACCURACY:.1%} accuracy on all pairs, {KEY_FREQUENCIES[0]} to "
-    f"{KEY_FREQUENCIES[1]} key frequencies, a mean accuracy above {LEAST_WITHOUT_ONE:.0%} with one of them removed from W_E, "
-    f"and below {MOST_WITHOUT_ALL:.0%} with all of them"
-)
-"""How the embedded one is chosen among several seeds."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one of several runs is chosen to be embedded."""
+
+    text: str
+    """In words, as the model's card has it."""
+    admits: Callable[[Mapping[str, Any]], bool]
+    """Whether a row may be chosen at all."""
+    order: Callable[[Mapping[str, Any]], float] = lambda row: row["seed"]
+    """Of those that may, the one with the least of this is chosen."""
+
+
+def _is_accurate(row: Mapping[str, Any]) -> bool:
+    return row["accuracy"] >= LEAST_ACCURACY
+
+
+def _is_usual(row: Mapping[str, Any]) -> bool:
+    least, most = KEY_FREQUENCIES
+    return (
+        _is_accurate(row)
+        and least <= row["n_key"] <= most
+        and row["W_E without 1"] > LEAST_WITHOUT_ONE
+        and row["W_E without all"] < MOST_WITHOUT_ALL
+    )
+
+
+def _is_clean(row: Mapping[str, Any]) -> bool:
+    return _is_accurate(row) and row["C2"] == row["C7"] == "holds"
+
+
+RULES = {
+    "mod-add-113": Rule(
+        f"the lowest seed whose model has at least {LEAST_ACCURACY:.1%} accuracy on all pairs, {KEY_FREQUENCIES[0]} to "
+        f"{KEY_FREQUENCIES[1]} key frequencies, a mean accuracy above {LEAST_WITHOUT_ONE:.0%} with one of them removed from "
+        f"W_E, and below {MOST_WITHOUT_ALL:.0%} with all of them",
+        _is_usual,
+    ),
+    "mod-add-113-adamw": Rule(
+        f"the lowest seed whose model has at least {LEAST_ACCURACY:.1%} accuracy on all pairs", _is_accurate
+    ),
+    "mod-add-113-clean": Rule(
+        f"of the seeds whose models have at least {LEAST_ACCURACY:.1%} accuracy on all pairs and of which C2 and C7 hold, the one "
+        "whose largest fit error (C6) is the least",
+        _is_clean,
+        lambda row: row["largest_fit_error"],
+    ),
+}
+"""By the embedded model's name. Each was fixed before the runs that it chose from."""
 
 
 def tabulate(runs: Iterable[str]) -> list[dict[str, Any]]:
@@ -77,31 +122,19 @@ def row(subject: Subject, m: Measurements, train: Mapping[str, Any]) -> dict[str
         )
     measured |= {claim.id: claim.holds for claim in judge(m)}
     measured["sha256"] = digest(subject.model.state_dict())[:16]
-    measured["may_be_embedded"] = may_be_embedded(measured)
     return measured
 
 
-def may_be_embedded(measured: Mapping[str, Any]) -> bool:
-    """Whether a row fulfils :data:`RULE` but for being the lowest seed."""
-    least, most = KEY_FREQUENCIES
-    return (
-        measured["accuracy"] >= LEAST_ACCURACY
-        and least <= measured["n_key"] <= most
-        and measured["W_E without 1"] > LEAST_WITHOUT_ONE
-        and measured["W_E without all"] < MOST_WITHOUT_ALL
-    )
-
-
-def choose(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The row that :data:`RULE` chooses.
+def choose(rows: Sequence[Mapping[str, Any]], rule: Rule) -> Mapping[str, Any]:
+    """The row that a rule chooses.
 
     Raises:
         ReportError: no seed fulfils it.
     """
-    candidates = [r for r in rows if r["may_be_embedded"]]
+    candidates = [row for row in rows if rule.admits(row)]
     if not candidates:
-        raise ReportError(f"none of {len(rows)} seeds may be embedded: expected {RULE}")
-    return min(candidates, key=lambda r: int(r["seed"]))
+        raise ReportError(f"none of {len(rows)} seeds may be embedded: expected {rule.text}")
+    return min(candidates, key=rule.order)
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

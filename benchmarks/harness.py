@@ -20,11 +20,15 @@ class Comparison:
     """Of the thing measured."""
     baseline_seconds_median: float
     """Of what it is compared with."""
+    goal: float | None = None
+    """What the median ratio is to be at most, where there is such a goal."""
     note: str = ""
     """What the numbers alone do not say."""
 
     @classmethod
-    def of(cls, name: str, pairs: list[tuple[float, float]], threads: int, note: str = "") -> "Comparison":
+    def of(
+        cls, name: str, pairs: list[tuple[float, float]], threads: int, goal: float | None = None, note: str = ""
+    ) -> "Comparison":
         """From the seconds of both sides in each round."""
         ratios = sorted(a / b for a, b in pairs)
         return cls(
@@ -36,6 +40,7 @@ class Comparison:
             ratios[-1],
             median(a for a, _ in pairs),
             median(b for _, b in pairs),
+            goal,
             note,
         )
 
@@ -44,11 +49,17 @@ class Comparison:
 
 
 def compare(
-    name: str, measured: Callable[[], object], baseline: Callable[[], object], threads: int, rounds: int = 15
+    name: str,
+    measured: Callable[[], object],
+    baseline: Callable[[], object],
+    threads: int,
+    rounds: int = 15,
+    goal: float | None = None,
+    note: str = "",
 ) -> Comparison:
     """Run both in turn, after two rounds that do not count."""
     pairs = [(seconds_of(measured), seconds_of(baseline)) for _ in range(rounds + 2)][2:]
-    return Comparison.of(name, pairs, threads)
+    return Comparison.of(name, pairs, threads, goal, note)
 
 
 def seconds_of(function: Callable[[], object]) -> float:

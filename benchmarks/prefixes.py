@@ -24,8 +24,7 @@ def comparisons(threads: int) -> Iterator[Comparison]:
         name = f"gradient by prefixes: {operands} operands mod {p}{', =' * equals_token}, {layers} layer{'s' * (layers > 1)}"
         by_prefix, plain = gradients(HookedRNN(cfg), batch)
         note = f"{nodes} states for {len(chosen):,} sequences of {task.n_ctx}"
-        result = compare(f"{name}, over plain", by_prefix, plain, threads, rounds=9)
-        yield Comparison(**{**result.to_dict(), "note": note})
+        yield compare(f"{name}, over plain", by_prefix, plain, threads, rounds=9, note=note)
 
 
 def gradients(model: HookedRNN, batch: Sequences) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -3,7 +3,7 @@
     python -m studies.recipes --recipe fast --seeds 0 1 2      (and --recipe adamw; goes on where it was cut off)
     python -m studies.recipes --write-page                     (docs/recipes.md from the tables)
 
-A row is one run: p = 113, d_model 128, one thread, and the recipe but for one setting.
+A row is one run: p = 113, d_model 128, one thread, and the base but for one setting.
 """
 
 import argparse
@@ -29,8 +29,14 @@ PAGE = FOLDER.parent / "docs" / "recipes.md"
 P = 113
 EVAL_EVERY = 25
 
+BASE: dict[str, dict[str, Any]] = {
+    "fast": {"steps": 3000, "orthogonal_steps": 1500, "train_fraction": 0.4, "lr": 3e-3, "weight_decay": 1.0},
+    "adamw": {"steps": 3000, "orthogonal_steps": 0, "train_fraction": 0.6, "lr": 3e-3, "weight_decay": 1.0},
+}
+"""What the settings depart from. The recipes' defaults were then chosen from the results, so these are not they."""
+
 COMMON: dict[str, dict[str, Any]] = {
-    "as the recipe": {},
+    "base": {},
     "betas 0.9, 0.95": {"betas": (0.9, 0.95)},
     "betas 0.9, 0.999": {"betas": (0.9, 0.999)},
     "initial scale 0.5": {"init_scale": 0.5},
@@ -83,7 +89,7 @@ def run_of(recipe: str, setting: str, seed: int) -> Run:
     sizes = {"d_model": 128, "d_hidden": 256, **{key: changed[key] for key in MODEL if key in changed}}
     cfg = HookedRNNConfig(d_vocab=task.d_vocab, d_vocab_out=P, n_ctx=task.n_ctx, seed=seed, **sizes)
     fields = {key: value for key, value in changed.items() if key not in MODEL + TASK}
-    config = TrainConfig.recipe(recipe, seed=seed, eval_every=EVAL_EVERY, **fields)
+    config = TrainConfig.recipe(recipe, seed=seed, eval_every=EVAL_EVERY, **{**BASE[recipe], **fields})
     return train(HookedRNN(cfg), task, config, progress=False)
 
 
@@ -129,7 +135,7 @@ def run_study(recipe: str, seeds: list[int]) -> None:
     torch.set_num_threads(1)
     done = {(row["setting"], int(row["seed"])) for row in read_rows(recipe)}
     record = {"command": f"python -m studies.recipes --recipe {recipe} --seeds {' '.join(map(str, seeds))}"}
-    base = TrainConfig.recipe(recipe).to_dict()
+    base = TrainConfig.recipe(recipe, **BASE[recipe]).to_dict()
     sidecar = json.dumps({**record, "versions": versions(), "threads": 1, "recipe": base}, indent=2) + "\n"
     table_of(recipe).with_suffix(".json").write_text(sidecar, encoding="utf-8")
     for seed in seeds:
@@ -159,7 +165,7 @@ def _head() -> list[str]:
     return [
         "# What each hyperparameter does",
         "",
-        f"Addition modulo {P}, two numbers, d_model 128, d_hidden 256, one thread; the recipe but for the one setting that a row names.",
+        f"Addition modulo {P}, two numbers, d_model 128, d_hidden 256, one thread; the base but for the one setting that a row names.",
         "Each cell is the median over the seeds with the least and the largest. `steps to 99%`: the first evaluation (every",
         f"{EVAL_EVERY} steps) with 99% test accuracy; the share of the seeds that came there, where not all did. W_E to W_U: share of the matrix's",
         "energy in its first 2K singular components, K the number of key frequencies. Fit errors: the least and the largest, over the key",
@@ -174,7 +180,7 @@ def _section(recipe: str) -> Iterator[str]:
     rows, base = read_rows(recipe), record["recipe"]
     shown = ", ".join(f"{key} {base[key]}" for key in base if key not in ("name", "seed", "stop_at", "batch_size"))
     made_with = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    yield from ("", f"## {recipe}", "", f"`{record['command']}`, with {made_with}. The recipe: {shown}.", "")
+    yield from ("", f"## {recipe}", "", f"`{record['command']}`, with {made_with}. The base: {shown}.", "")
     yield f"| setting | seeds | {' | '.join(FIGURES.values())} |"
     yield "| --- |" + " --- |" * (1 + len(FIGURES))
     for setting in SETTINGS[recipe]:

@@ -1,9 +1,10 @@
 """Put one of several trained runs into the package as an embedded model, with its card.
 
     hooked-rnn train --recipe fast --seed 0 --threads 1 --out runs/seed-0     (and so on, for every seed)
-    python tools/embed_model.py mod-add-113 runs/seed-*
+    python tools/embed_model.py mod-add-113 --command "hooked-rnn train --recipe fast --threads 1" runs/seed-*
 
-Which run is embedded is decided by ``analyses.seeds.RULE``, not by hand.
+Which run is embedded is decided by the rule of that name in ``analyses.seeds.RULES``, not by hand. ``--command`` is what
+the card says that the runs were made with, but for the seed.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from analyses.seeds import RULE, SEEDS, choose, tabulate, write_csv
+from analyses.seeds import RULES, SEEDS, choose, tabulate, write_csv
 from hooked_rnn import HookedRNN
 from hooked_rnn.files import write_text_atomically
 from hooked_rnn.pretrained import EMBEDDED, TRAINING, read_training
@@ -37,12 +38,13 @@ SPREAD_OF = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="name of the embedded model")
+    parser.add_argument("name", choices=list(RULES), help="name of the embedded model")
+    parser.add_argument("--command", required=True, help="such as 'hooked-rnn train --recipe fast --threads 1'")
     parser.add_argument("runs", nargs="+", help="run directories that differ in the seed alone")
     arguments = parser.parse_args()
 
     rows = tabulate(arguments.runs)
-    chosen = choose(rows)
+    chosen = choose(rows, RULES[arguments.name])
     by_seed = {read_training(Path(run))["train"]["seed"]: Path(run) for run in arguments.runs}
     source, target = by_seed[chosen["seed"]], EMBEDDED / arguments.name
     target.mkdir(parents=True, exist_ok=True)
@@ -50,11 +52,19 @@ def main() -> None:
     for file in (TRAINING, HISTORY):
         shutil.copyfile(source / file, target / file)
     write_csv(rows, target / SEEDS)
-    write_text_atomically(target / "README.md", card(arguments.name, read_training(source), rows, chosen))
+    write_text_atomically(
+        target / "README.md", card(arguments.name, arguments.command, read_training(source), rows, chosen)
+    )
     print(f"{target}: seed {chosen['seed']} of {len(rows)}")
 
 
-def card(name: str, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> str:
+def card(
+    name: str,
+    command: str,
+    record: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Any],
+) -> str:
     """The model card, every number of it from the table."""
     train, task, versions = record["train"], record["task"], record["versions"]
     model = HookedRNN.from_pretrained(EMBEDDED / name)
@@ -74,11 +84,11 @@ A vanilla RNN that adds two numbers modulo {task["p"]}, trained by hooked_rnn: t
 
 | | |
 | --- | --- |
-| command | `hooked-rnn train --recipe {train["name"]} --seed {chosen["seed"]} --threads {record["threads"]}` |
+| command | `{command} --seed {chosen["seed"]}` |
 | seed | {chosen["seed"]} (initial weights and split) |
 | versions | {", ".join(f"{package} {version}" for package, version in versions.items())} |
 | trained on | {train["train_fraction"]:.0%} of the {task["p"] ** 2:,} pairs, full batch, {record["dtype"]} on {record["device"]} |
-| recipe | {train["orthogonal_steps"]} steps of AdamW on the orthogonal gradient (lr {train["orthogonal_lr"]:g}, weight decay {train["orthogonal_weight_decay"]:g}), then {train["steps"] - train["orthogonal_steps"]:,} of AdamW (lr {train["lr"]:g}, weight decay {train["weight_decay"]:g}); betas {tuple(train["betas"])} |
+| recipe | {_recipe(train)}; betas {tuple(train["betas"])} |
 | accuracy | {chosen["accuracy"]:.2%} of all pairs, {chosen["held_out_accuracy"]:.2%} of those not trained on |
 | key frequencies | {chosen["key_frequencies"].replace(" ", ", ")} (strongest first; shares {chosen["key_shares"].replace(" ", ", ")} of the power of W_E W_ih) |
 | weights | SHA-256 of names, shapes and bytes begins {chosen["sha256"]} |
@@ -88,7 +98,7 @@ and with it, sometimes, the frequencies.
 
 ## How it was chosen
 
-Seeds {", ".join(str(row["seed"]) for row in rows)} were trained and measured. The rule, fixed before: {RULE}.
+Seeds {", ".join(str(row["seed"]) for row in rows)} were trained and measured. The rule, fixed before: {RULES[name].text}.
 
 ## Every seed
 
@@ -105,6 +115,15 @@ C7: whether the claim holds by `analyses/claims.py`. The same numbers, with full
 | --- | --- | --- | --- |
 {chr(10).join(_spread(metric, rows) for metric in SPREAD_OF)}
 """
+
+
+def _recipe(train: Mapping[str, Any]) -> str:
+    orthogonal = train["orthogonal_steps"]
+    adamw = f"AdamW (lr {train['lr']:g}, weight decay {train['weight_decay']:g})"
+    if not orthogonal:
+        return f"{train['steps']:,} steps of {adamw}"
+    before = f"lr {train['orthogonal_lr']:g}, weight decay {train['orthogonal_weight_decay']:g}"
+    return f"{orthogonal:,} steps of AdamW on the orthogonal gradient ({before}), then {train['steps'] - orthogonal:,} of {adamw}"
 
 
 def _turned(row: Mapping[str, Any]) -> dict[str, str]:

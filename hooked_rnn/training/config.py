@@ -38,7 +38,7 @@ class TrainConfig:
     """Decoupled weight decay of the first phase."""
     lr: float = 3e-3
     """Learning rate of the second phase."""
-    weight_decay: float = 1.0
+    weight_decay: float = 2.0
     """Decoupled weight decay of the second phase, as AdamW has it (multiplied by the learning rate)."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's decay rates of the two moments, in both phases."""

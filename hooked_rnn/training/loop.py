@@ -85,8 +85,8 @@ def train(
 
     directory = None if path is None else RunDirectory(path, model, task, config, resume)
     with directory or nullcontext():
-        if directory is not None and not directory.restore(state):
-            directory.save(state)
+        if directory is not None:
+            directory.restore(state)
         if directory is None or not directory.is_finished:
             with open_log(log, path or Path(), state.step) as write_row:
                 _take_steps(state, _Evaluation(everything, train_set, test_set), directory, write_row, progress)

@@ -23,7 +23,7 @@ from hooked_rnn.model import HookedRNN
 from hooked_rnn.tasks import ModularTask
 from hooked_rnn.training.config import TrainConfig
 from hooked_rnn.training.state import TrainState
-from hooked_rnn.weights import save_weights
+from hooked_rnn.weights import load_weights, save_weights
 
 HISTORY = "history.jsonl"
 LOCK = ".lock"
@@ -81,20 +81,28 @@ class RunDirectory:
         """Whether the run has come to its end."""
         return self.record["result"] is not None
 
-    def restore(self, state: TrainState) -> bool:
-        """Bring a state to the newest checkpoint that it can go on from; False where there is none."""
+    def restore(self, state: TrainState) -> None:
+        """Bring a state to the newest checkpoint that it can go on from; where there is none, save its beginning.
+
+        A finished run needs no checkpoint: its weights and its history are read.
+        """
         history = read_history(self.path)
+        if self.is_finished:
+            state.model.load_state_dict(load_weights(self.path / pretrained.WEIGHTS))
+            state.history = history
+            return
         for path, tensors in load_checkpoints(self.path):
             try:
                 state.restore(tensors, history)
             except CheckpointError as error:
                 refuse(CheckpointError(f"{path} cannot be gone on from: {error}"))
             else:
-                with self._writing():
-                    lines = [json.dumps(row) + "\n" for row in state.history]
-                    write_text_atomically(self.path / HISTORY, "".join(lines))
-                return True
-        return False
+                break
+        with self._writing():
+            lines = [json.dumps(row) + "\n" for row in state.history]
+            write_text_atomically(self.path / HISTORY, "".join(lines))
+        if state.step == 0:
+            self.save(state)
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append one row to the history."""

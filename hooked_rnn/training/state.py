@@ -1,5 +1,6 @@
 """All that a run must know to go on: what a checkpoint holds."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,14 +65,14 @@ class TrainState:
             CheckpointError: a tensor is missing or unknown, has another shape or dtype, or the history is too short.
         """
         step = int(tensors.get(f"{TRAINING}step", torch.tensor(0)))
-        self.optimizer = make_optimizer(self.model, self.config, max(step, 1))
+        optimizer = make_optimizer(self.model, self.config, max(step, 1))
         if step > 0:
-            _prepare(self.optimizer)
-        self.step = step
-        _check_same(tensors, self.tensors())
+            _prepare(optimizer)
+        _check_same(tensors, dataclasses.replace(self, optimizer=optimizer, step=step).tensors())
         n_rows = int(tensors[f"{TRAINING}history_length"])
         if len(history) < n_rows:
             raise CheckpointError(f"the history has {len(history)} rows: expected at least {n_rows}")
+        self.optimizer, self.step = optimizer, step
         with torch.no_grad():
             self.model.load_state_dict(weights_in(tensors))
             for name, parameter in self.model.named_parameters():

@@ -117,7 +117,7 @@ def test_resume_goes_on_and_then_has_nothing_to_do(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == written
     refused = run("train", *TINY, "--lr", "0.5", "--resume", "--out", str(out))
     assert refused.exit_code == 1
-    assert "another configuration: train lr is 0.001 there and 0.5 here" in refused.stderr
+    assert "another configuration: train lr is 0.003 there and 0.5 here" in refused.stderr
 
 
 def test_a_stop_rule_ends_the_run(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_models_lists_what_is_embedded() -> None:
         (["train", "--act-fn", "gelu"], "act_fn='gelu': expected 'relu' or 'tanh'"),
         (["train", "--modulus", "7", "--out", "FILE/run"], "cannot write a run to"),
         (["train", "--modulus", "7", "--d-hidden", "0"], "d_hidden=0: expected a whole number of at least 1"),
-        (["report", "mod-ad-113"], "no model 'mod-ad-113': expected an embedded one ('mod-add-113')"),
+        (["report", "mod-ad-113"], "no model 'mod-ad-113': expected an embedded one ('mod-add-113'"),
         (["report", "EMPTY"], "is no run: it has no config.json"),
         (["report", "--out", "FILE/report"], "cannot write a report to"),
         (["seeds", "EMPTY"], "is no run: it has no config.json"),

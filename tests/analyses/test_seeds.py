@@ -8,7 +8,7 @@ import pytest
 from planted import random_model
 
 from analyses.errors import ReportError
-from analyses.seeds import choose, may_be_embedded, read_csv, tabulate, write_csv
+from analyses.seeds import RULES, Rule, choose, read_csv, tabulate, write_csv
 from hooked_rnn import ModularAddition, TrainConfig, train
 
 GOOD = {"accuracy": 0.999, "n_key": 3, "W_E without 1": 0.86, "W_E without all": 0.05}
@@ -28,14 +28,27 @@ GOOD = {"accuracy": 0.999, "n_key": 3, "W_E without 1": 0.86, "W_E without all":
     ],
 )
 def test_a_run_may_be_embedded_if_it_fulfils_every_part_of_the_rule(change: dict[str, Any], may: bool) -> None:
-    assert may_be_embedded(GOOD | change) == may
+    assert RULES["mod-add-113"].admits(GOOD | change) == may
+
+
+@pytest.mark.parametrize(
+    ("change", "may"), [({}, True), ({"accuracy": 0.99}, False), ({"C2": "partly"}, False), ({"C7": "partly"}, False)]
+)
+def test_a_clean_run_is_accurate_and_of_low_rank_and_breaks_without_its_frequencies(
+    change: dict[str, Any], may: bool
+) -> None:
+    assert RULES["mod-add-113-clean"].admits(GOOD | {"C2": "holds", "C7": "holds"} | change) == may
+    assert RULES["mod-add-113-adamw"].admits(GOOD | change) == ("accuracy" not in change)
 
 
 def test_the_lowest_seed_that_may_be_embedded_is_chosen() -> None:
-    rows = [{"seed": seed, "may_be_embedded": may} for seed, may in ((7, True), (10, True), (2, False), (3, True))]
-    assert choose(rows) == rows[3]
-    with pytest.raises(ReportError, match="none of 1 seeds may be embedded"):
-        choose(rows[2:3])
+    rows = [
+        {"seed": seed, "may": may, "error": 1 / seed} for seed, may in ((7, True), (10, True), (2, False), (3, True))
+    ]
+    assert choose(rows, Rule("", lambda row: row["may"])) == rows[3]
+    assert choose(rows, Rule("", lambda row: row["may"], lambda row: row["error"])) == rows[1]
+    with pytest.raises(ReportError, match="none of 1 seeds may be embedded: expected a miracle"):
+        choose(rows[2:3], Rule("a miracle", lambda row: row["may"]))
 
 
 def test_runs_are_tabulated_by_seed_and_survive_a_file(tmp_path: Path) -> None:
@@ -45,9 +58,10 @@ def test_runs_are_tabulated_by_seed_and_survive_a_file(tmp_path: Path) -> None:
         train(random_model(task, seed=seed), task, config, tmp_path / str(seed), progress=False)
     rows = tabulate([str(tmp_path / "3"), str(tmp_path / "1")])
     assert [row["seed"] for row in rows] == [1, 3]
-    assert rows[0].keys() == rows[1].keys() >= {"accuracy", "n_key", "loss", "C1", "C7", "may_be_embedded", "sha256"}
+    assert rows[0].keys() == rows[1].keys() >= {"accuracy", "n_key", "loss", "C1", "C7", "sha256"}
     assert rows[0]["sha256"] != rows[1]["sha256"]
-    assert not any(row["may_be_embedded"] for row in rows)
+    with pytest.raises(ReportError, match="none of 2 seeds may be embedded: expected the lowest seed"):
+        choose(rows, RULES["mod-add-113"])
     write_csv(rows, tmp_path / "table.csv")
     read = read_csv(tmp_path / "table.csv")
     assert [row["accuracy"] for row in read] == [str(row["accuracy"]) for row in rows]

@@ -109,7 +109,7 @@ def test_an_unknown_key_in_the_configuration_names_the_nearest(saved: tuple[Hook
 
 
 def test_an_unknown_name_lists_the_embedded_models() -> None:
-    with pytest.raises(UnknownModelError, match=r"no model 'mod-ad-113': expected an embedded one \('mod-add-113'\)"):
+    with pytest.raises(UnknownModelError, match=r"no model 'mod-ad-113': expected an embedded one \('mod-add-113'"):
         HookedRNN.from_pretrained("mod-ad-113")
 
 

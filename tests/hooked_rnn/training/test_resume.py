@@ -153,7 +153,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "difference"),
     [
-        ({"lr": 0.5}, "train lr is 0.001 there and 0.5 here"),
+        ({"lr": 0.5}, "train lr is 0.003 there and 0.5 here"),
         ({"steps": 61}, "train steps is 60 there and 61 here"),
         ({"seed": 1}, "train seed is 0 there and 1 here"),
     ],
@@ -219,6 +219,26 @@ def killed_run(out: Path, at: int = 43) -> Path:
         with pytest.raises(KeyboardInterrupt):
             run_to_the_end(out)
     return out
+
+
+def test_where_no_checkpoint_can_be_read_the_run_begins_again(
+    tmp_path: Path, never_killed: tuple[bytes, list[dict[str, Any]], list[bytes]]
+) -> None:
+    out = killed_run(tmp_path / "run", at=9)
+    for path in checkpoint_paths(out):
+        cut_short(path)
+    with pytest.warns(HookedRNNWarning, match="step-000005"), pytest.warns(HookedRNNWarning, match="step-000000"):
+        run_to_the_end(out)
+    assert ending(out) == never_killed
+
+
+def test_a_finished_run_needs_no_checkpoints(tmp_path: Path) -> None:
+    out = run_to_the_end(tmp_path / "run")
+    shutil.rmtree(out / "checkpoints")
+    model = model_of()
+    run = train(model, TASK, TrainConfig.recipe("fast", **FIELDS), out, progress=False, resume=True)
+    assert torch.equal(model.W_U, HookedRNN.from_pretrained(out).W_U)
+    assert run.history == read_history(out) != []
 
 
 def test_a_checkpoint_of_another_kind_is_refused_by_name(

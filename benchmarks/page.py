@@ -1,0 +1,66 @@
+"""docs/benchmarks.md, from the results that are kept beside this file."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+
+def page() -> str:
+    """A table for each file of results."""
+    return "\n".join([*_head(), *(line for path in sorted(RESULTS.glob("*.json")) for line in _section(path))])
+
+
+def _head() -> list[str]:
+    return [
+        "# Benchmarks",
+        "",
+        "Each row times two things in turn, A B A B ..., in one process, and states the ratio of their seconds round by round: median, least",
+        "and largest. A ratio below one is faster than what it is compared with. The goal is what the project set itself for the median.",
+        "Float32, on a shared machine with two processor cores and no GPU.",
+        "",
+        "- *training step*: full batch, p = 113, 40% of the pairs, d_model 128, d_hidden 256. `nn.RNN`: the same step through nn.Embedding, nn.RNN,",
+        "  nn.Linear and AdamW. *Three products*: of the unembedding alone, as new tensors: logits, gradient by W_U, gradient by the states.",
+        "- *hooked forward*: no_grad, batch 4,096, d_hidden 256, over the plain forward of the same model.",
+        "- *gradient by prefixes*: loss and gradient of 40% of all sequences, d_model 128, d_hidden 256, over the plain forward and `backward()`.",
+        "- *from seed to 99%*: 60% of the pairs, the same pairs and initial weights on both sides, evaluated after every 25 steps; `nn.RNN` with AdamW at",
+        "  learning rate 1e-3, weight decay 1, betas 0.9 and 0.98, at most 5,000 steps.",
+        "",
+        "This page is written by `python -m benchmarks.page` from `benchmarks/results/`.",
+    ]
+
+
+def _section(path: Path) -> Iterator[str]:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    made_with = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    threads = record["results"][0]["threads"]
+    yield from ("", f"## {path.stem.replace('-', ' ')}, {threads} thread{'s' * (threads > 1)}", "")
+    yield from (f"`{record['command']}`, with {made_with}.", "")
+    yield "| | ratio | goal | met | seconds | of the other | rounds | |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield from map(_row, record["results"])
+
+
+def _row(result: dict[str, Any]) -> str:
+    low, middle, high = (f"{result[f'ratio_{which}']:.3f}" for which in ("min", "median", "max"))
+    goal = "" if result["goal"] is None else f"{result['goal']:g}"
+    met = "" if result["goal"] is None else "yes" if result["ratio_median"] <= result["goal"] else "no"
+    seconds, other = (f"{result[key]:.4f}" for key in ("seconds_median", "baseline_seconds_median"))
+    cells = (
+        result["name"],
+        f"{middle} ({low} to {high})",
+        goal,
+        met,
+        seconds,
+        other,
+        str(result["rounds"]),
+        result["note"],
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page() + "\n", encoding="utf-8")
