@@ -33,7 +33,7 @@ class Rule:
     """In words, as the model's card has it."""
     admits: Callable[[Mapping[str, Any]], bool]
     """Whether a row may be chosen at all."""
-    order: Callable[[Mapping[str, Any]], float] = lambda row: row["seed"]
+    order: Callable[[Mapping[str, Any]], Any] = lambda row: row["seed"]
     """Of those that may, the one with the least of this is chosen."""
 
 
@@ -51,8 +51,8 @@ def _is_usual(row: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_clean(row: Mapping[str, Any]) -> bool:
-    return _is_accurate(row) and row["C2"] == row["C7"] == "holds"
+def _cleanness(row: Mapping[str, Any]) -> tuple[int, float]:
+    return sum(row[claim] != "holds" for claim in ("C2", "C6", "C7")), row["largest_fit_error"]
 
 
 RULES = {
@@ -66,10 +66,10 @@ RULES = {
         f"the lowest seed whose model has at least {LEAST_ACCURACY:.1%} accuracy on all pairs", _is_accurate
     ),
     "mod-add-113-clean": Rule(
-        f"of the seeds whose models have at least {LEAST_ACCURACY:.1%} accuracy on all pairs and of which C2 and C7 hold, the one "
-        "whose largest fit error (C6) is the least",
-        _is_clean,
-        lambda row: row["largest_fit_error"],
+        f"of the seeds whose models have at least {LEAST_ACCURACY:.1%} accuracy on all pairs, the one of which most of C2, C6 and C7 "
+        "hold, and among equals the one whose largest fit error (C6) is the least",
+        _is_accurate,
+        _cleanness,
     ),
 }
 """By the embedded model's name. Each was fixed before the runs that it chose from."""

@@ -31,14 +31,21 @@ def test_a_run_may_be_embedded_if_it_fulfils_every_part_of_the_rule(change: dict
     assert RULES["mod-add-113"].admits(GOOD | change) == may
 
 
-@pytest.mark.parametrize(
-    ("change", "may"), [({}, True), ({"accuracy": 0.99}, False), ({"C2": "partly"}, False), ({"C7": "partly"}, False)]
-)
-def test_a_clean_run_is_accurate_and_of_low_rank_and_breaks_without_its_frequencies(
-    change: dict[str, Any], may: bool
-) -> None:
-    assert RULES["mod-add-113-clean"].admits(GOOD | {"C2": "holds", "C7": "holds"} | change) == may
-    assert RULES["mod-add-113-adamw"].admits(GOOD | change) == ("accuracy" not in change)
+def test_the_clean_run_has_most_of_the_three_claims_then_the_least_error() -> None:
+    claims, error = {"C2": "holds", "C6": "partly", "C7": "holds"}, "largest_fit_error"
+    rows = [
+        {"accuracy": 1.0, **claims, error: 0.3},
+        {"accuracy": 1.0, **claims, error: 0.2},
+        {"accuracy": 1.0, **claims, "C7": "partly", error: 0.1},
+        {"accuracy": 0.99, **claims, error: 0.1},
+    ]
+    assert choose(rows, RULES["mod-add-113-clean"]) == rows[1]
+    assert choose(rows[2:], RULES["mod-add-113-clean"]) == rows[2]
+
+
+def test_of_adamw_alone_only_accuracy_is_asked() -> None:
+    assert RULES["mod-add-113-adamw"].admits({"accuracy": 0.999})
+    assert not RULES["mod-add-113-adamw"].admits({"accuracy": 0.99})
 
 
 def test_the_lowest_seed_that_may_be_embedded_is_chosen() -> None:
