@@ -115,8 +115,8 @@ def train(
     ] = None,
     log: Annotated[str | None, typer.Option(help="Write the history to this too: tensorboard.")] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Torch threads; the same seed and threads give the same bits.")
-    ] = None,
+        int, typer.Option(min=1, help="Torch threads; the same seed and threads give the same bits.")
+    ] = 1,  # several would mostly wait for each other: a step is a few milliseconds, in many small pieces
     out: Annotated[
         Path | None, typer.Option(help="Run directory (default: runs/mod-add-MODULUS-RECIPE-seed-SEED).")
     ] = None,
@@ -131,8 +131,7 @@ def train(
         from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, TrainConfig
         from hooked_rnn import train as run_training
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
         given = {
             "train_fraction": fraction,
             "steps": steps,

@@ -53,7 +53,7 @@ class LabelledTrie:
     """The last step of every sequence with its answer, in chunks."""
     n: int
     """How many sequences there are."""
-    scratch: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    scratch: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict, repr=False)
     """Memory that is written over in every chunk: a fresh piece would cost more than what is done in it."""
 
     @classmethod
@@ -71,11 +71,10 @@ class LabelledTrie:
 
     def memory(self, name: str, *shape: int, like: Tensor) -> Tensor:
         """A tensor of this shape, with whatever was last written under this name."""
-        size = torch.Size(shape).numel()
-        kept = self.scratch.get(name)
-        if kept is None or kept.numel() < size or (kept.dtype, kept.device) != (like.dtype, like.device):
-            kept = self.scratch[name] = like.new_empty(size)
-        return kept[:size].view(shape)
+        kept = self.scratch.get((name, shape))
+        if kept is None or kept.dtype != like.dtype or kept.device != like.device:
+            kept = self.scratch[name, shape] = like.new_empty(shape)
+        return kept
 
 
 @torch.no_grad()
@@ -94,10 +93,11 @@ def backward(model: HookedRNN, batch: LabelledTrie) -> Float[Tensor, ""]:
         inner.append((step, level, hidden))
     level = sweep.enter(hidden)
     loss = sweep.last_position(batch, level)
-    d_hidden = sweep.leave(level)
-    for step, level, hidden in reversed(inner):
-        sweep.backward(step, level, hidden, d_hidden)
-        d_hidden = sweep.leave(level)
+    sweep.leave(level)
+    for step, below, hidden in reversed(inner):
+        sweep.backward(step, below, hidden, sweep.by_states(level))
+        level = below
+        sweep.leave(level)
     sweep.finish()
     return loss
 
@@ -158,13 +158,16 @@ class _Sweep:
                 self._add_sum(block.b_ih, gradient)
                 d_hidden[layer - 1] += gradient @ block.W_ih.T
 
-    def leave(self, level: _Level) -> list[Tensor]:
-        """End a position on the way back: by layer, the gradient by the states that entered it."""
+    def by_states(self, level: _Level) -> list[Tensor]:
+        """By layer, the gradient by the states that entered a position."""
+        return [g @ block.W_hh.T for block, g in zip(self.blocks, level.d_recurrents, strict=True)]
+
+    def leave(self, level: _Level) -> None:
+        """End a position on the way back."""
         self.d_table += level.d_rows[len(level.below[0]) :]
         for block, below, gradient in zip(self.blocks, level.below, level.d_recurrents, strict=True):
             self._add(block.W_hh, below.T @ gradient)
             self._add_sum(block.b_hh, gradient)
-        return [g @ block.W_hh.T for block, g in zip(self.blocks, level.d_recurrents, strict=True)]
 
     def last_position(self, batch: LabelledTrie, level: _Level) -> Tensor:
         """The mean loss; of the last step, forward and backward."""
