@@ -27,7 +27,7 @@ def _head() -> list[str]:
         "- *hooked forward*: no_grad, batch 4,096, d_hidden 256, over the plain forward of the same model.",
         "- *gradient by prefixes*: loss and gradient of 40% of all sequences, d_model 128, d_hidden 256, over the plain forward and `backward()`.",
         "- *from seed to 99%*: 60% of the pairs, the same pairs and initial weights on both sides, evaluated after every 25 steps; `nn.RNN` with AdamW at",
-        "  learning rate 1e-3, weight decay 1, betas 0.9 and 0.98, at most 5,000 steps.",
+        "  learning rate 1e-3, weight decay 1, betas 0.9 and 0.98, at most 5,000 steps. Other work ran beside it: both sides' seconds are too long.",
         "",
         "This page is written by `python -m benchmarks.page` from `benchmarks/results/`.",
     ]
