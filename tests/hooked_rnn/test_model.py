@@ -487,7 +487,7 @@ def test_a_model_loads_its_own_state_dict() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and this machine has none")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_the_cpu_s_numbers() -> None:
     model = make_model(n_layers=2, act_fn="tanh", bias=True)
     on_gpu = copy.deepcopy(model).cuda()
