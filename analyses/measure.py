@@ -22,10 +22,10 @@ from analyses.errors import ReportError
 from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, key_frequencies, weight_spectrum
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask
-from hooked_rnn.components import RNNBlock
 from hooked_rnn.errors import TaskError
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.pretrained import local_directory, read_training
+from hooked_rnn.recurrent import RecurrentBlock
 from hooked_rnn.tasks import task_from_dict
 
 
@@ -237,6 +237,6 @@ def matrices(model: HookedRNN) -> dict[str, Float[Tensor, "_n _m"]]:
     return named | {"W_U": model.W_U, "W_E W_ih": model.W_E @ layers(model)[0].W_ih}
 
 
-def layers(model: HookedRNN) -> list[RNNBlock]:
+def layers(model: HookedRNN) -> list[RecurrentBlock]:
     """The recurrent layers, from the lowest."""
-    return cast(list[RNNBlock], list(model.blocks))
+    return cast(list[RecurrentBlock], list(model.blocks))

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from hooked_rnn.activations import ACTIVATION_FUNCTIONS
 from hooked_rnn.errors import ConfigError, choices, nearest
 
-CELLS = ("rnn",)
-ACTIVATIONS = ("relu", "tanh")
-INPUTS = ("tokens",)
+CELLS: dict[str, Any] = {}
+"""The recurrent layers, by the name of their cell; each enters itself where it is defined (hooked_rnn/cells.py)."""
+ACTIVATIONS = tuple(ACTIVATION_FUNCTIONS)
+INPUTS = ("tokens", "continuous")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +25,12 @@ class HookedRNNConfig:
         ConfigError: a size below one, a choice nobody knows, or a value of another type.
     """
 
-    d_vocab: int
-    """Number of token ids that go in."""
+    d_vocab: int | None = None
+    """Number of token ids that go in; None where the input is continuous."""
     d_vocab_out: int
     """Number of classes that come out."""
     d_model: int
-    """Width of the token embedding."""
+    """Width of the embedding."""
     d_hidden: int
     """Width of the recurrent state, in every layer."""
     n_layers: int = 1
@@ -36,15 +38,19 @@ class HookedRNNConfig:
     n_ctx: int | None = None
     """Length of the sequences trained on; longer ones run all the same."""
     cell: str = "rnn"
-    """Kind of recurrent cell."""
+    """Kind of recurrent cell: "rnn", "gru", "lstm", or one of your own (hooked_rnn/recurrent.py)."""
     act_fn: str = "relu"
-    """Nonlinearity of the vanilla cell."""
+    """Nonlinearity of the vanilla cell; gated cells have their own."""
     bias: bool = False
     """Whether the recurrent layers have biases ``b_ih`` and ``b_hh``."""
     unembed_bias: bool | None = None
     """Whether the unembedding has a bias; None means: as ``bias``."""
     input: str = "tokens"
-    """What a sequence is made of."""
+    """What a sequence is made of: "tokens", ids [batch, pos], or "continuous", signals [batch, pos, d_in]."""
+    d_in: int | None = None
+    """Width of the signals; None where the input is tokens."""
+    embed_bias: bool = False
+    """Whether the embedding of signals has a bias ``b_E``."""
     init_scale: float = 1.0
     """The initial weights' standard deviation, in units of 1/sqrt(fan in)."""
     seed: int = 0
@@ -55,13 +61,15 @@ class HookedRNNConfig:
     """The parameters' dtype. Follows ``model.to()``; not part of the JSON."""
 
     def __post_init__(self) -> None:
-        for name in ("d_vocab", "d_vocab_out", "d_model", "d_hidden", "n_layers", "n_ctx"):
-            self._check_size(name)
-        self._check_choice("cell", CELLS)
+        self._check_choice("cell", tuple(CELLS))
         self._check_choice("act_fn", ACTIVATIONS)
         self._check_choice("input", INPUTS)
-        if not isinstance(self.bias, bool):
-            raise ConfigError(f"bias={self.bias!r}: expected True or False")
+        for name in ("d_vocab_out", "d_model", "d_hidden", "n_layers", "n_ctx"):
+            self._check_size(name)
+        self._check_input()
+        for name in ("bias", "embed_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected True or False")
         if self.unembed_bias is None:
             object.__setattr__(self, "unembed_bias", self.bias)
         if not isinstance(self.unembed_bias, bool):
@@ -82,7 +90,7 @@ class HookedRNNConfig:
     @property
     def n_gates(self) -> int:
         """How many pre-activations of width ``d_hidden`` the cell has."""
-        return 1
+        return int(CELLS[self.cell].n_gates)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are kept in ``config.json``: all but device and dtype."""
@@ -120,6 +128,14 @@ class HookedRNNConfig:
         if not isinstance(values, dict):
             raise ConfigError(f"the model's configuration is a JSON {type(values).__name__}, expected an object")
         return cls.from_dict(values)
+
+    def _check_input(self) -> None:
+        """That the input's one size is given, and nothing that only the other kind of input has."""
+        size, others = ("d_vocab", ("d_in", "embed_bias")) if self.input == "tokens" else ("d_in", ("d_vocab",))
+        self._check_size(size)
+        for name in others:
+            if getattr(self, name):
+                raise ConfigError(f"{name}={getattr(self, name)!r} with input={self.input!r}: expected {size} alone")
 
     def _check_size(self, name: str) -> None:
         value = getattr(self, name)

@@ -24,8 +24,16 @@ class TokenError(HookedRNNError, ValueError):
     """An input that is not a batch of sequences of known token ids."""
 
 
+class SignalError(HookedRNNError, ValueError):
+    """A continuous input that does not fit the model."""
+
+
 class LabelError(HookedRNNError, ValueError):
     """Labels that are missing, or do not fit the logits."""
+
+
+class ConversionError(HookedRNNError, ValueError):
+    """Modules that cannot be made into a HookedRNN, or a HookedRNN that torch has no modules for."""
 
 
 class StateError(HookedRNNError, ValueError):

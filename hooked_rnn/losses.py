@@ -12,13 +12,14 @@ IGNORED = -100
 
 
 def checked_labels(
-    labels: object, tokens: Int[Tensor, "batch pos"], n_kept: int, d_vocab_out: int
+    labels: object, shape: tuple[int, int], device: torch.device, n_kept: int, d_vocab_out: int
 ) -> Int[Tensor, " batch"] | Int[Tensor, "batch pos"]:
     """The labels as int64, if they are integers, [batch] or [batch, pos], that fit the logits.
 
     Args:
         labels: what the caller passed.
-        tokens: the sequences that they are labels of.
+        shape: batch and number of positions of the sequences that they are labels of.
+        device: where the sequences are.
         n_kept: how many of the last positions have logits.
         d_vocab_out: number of classes.
 
@@ -32,13 +33,13 @@ def checked_labels(
         or labels.dtype == torch.bool
     ):
         raise LabelError(f"labels are {getattr(labels, 'dtype', type(labels).__name__)}: expected an integer tensor")
-    batch, n_positions = tokens.shape
+    batch, n_positions = shape
     if labels.shape not in ((batch,), (batch, n_positions)):
         raise LabelError(
             f"labels have shape {list(labels.shape)}: expected [{batch}] (of the last position) or [{batch}, {n_positions}]"
         )
-    if labels.device != tokens.device:
-        raise LabelError(f"labels are on {labels.device}: expected {tokens.device}, where the tokens are")
+    if labels.device != device:
+        raise LabelError(f"labels are on {labels.device}: expected {device}, where the input is")
     labels = labels.long()
     kept = labels[..., -n_kept:] if labels.ndim == 2 else labels
     counted = kept[kept != IGNORED]

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -13,13 +13,17 @@ from torch import Generator, Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.utilities import Slice
 
-from hooked_rnn import pretrained
+from hooked_rnn import pretrained, torch_modules
 from hooked_rnn.caching import NamesFilter, SaveActivation, matching_names
-from hooked_rnn.components import Embed, RNNBlock, Unembed
+from hooked_rnn.cells import make_block
+from hooked_rnn.components import Embed, EmbedSignals, Unembed
 from hooked_rnn.config import HookedRNNConfig
-from hooked_rnn.errors import ReturnTypeError, StateError, choices
+from hooked_rnn.errors import ConfigError, ReturnTypeError, TokenError, choices
 from hooked_rnn.hook_points import IsolatedHookPoint
 from hooked_rnn.losses import checked_labels, cross_entropy
+from hooked_rnn.recurrent import RecurrentBlock
+from hooked_rnn.signals import checked_signals
+from hooked_rnn.states import NetworkState, by_layer, of_network
 from hooked_rnn.tokens import TokensLike, to_tokens
 
 ReturnType = Literal["logits", "loss", "both"] | None
@@ -43,7 +47,7 @@ class HookedRNN(
     license="mit",
     tags=["interpretability", "transformer-lens", "rnn"],
 ):
-    """Token ids in, logits out; hook points as in TransformerLens, each activation [batch, pos, d].
+    """Token ids, or signals, in, logits out; hook points as in TransformerLens, each activation [batch, pos, d].
 
     An edit at position t reaches every later step: hooks inside the time loop are called once per step
     (see :mod:`hooked_rnn.hook_points`). Weights are drawn from ``cfg.seed`` alone; no global random
@@ -60,10 +64,10 @@ class HookedRNN(
     def __init__(self, cfg: HookedRNNConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.embed = Embed(cfg)
+        self.embed = Embed(cfg) if cfg.input == "tokens" else EmbedSignals(cfg)
         self.hook_embed = IsolatedHookPoint()  # [batch, pos, d_model]
         self.blocks = nn.ModuleList(
-            RNNBlock(cfg, cfg.d_hidden if layer else cfg.d_model) for layer in range(cfg.n_layers)
+            make_block(cfg, cfg.d_hidden if layer else cfg.d_model) for layer in range(cfg.n_layers)
         )
         self.unembed = Unembed(cfg)
         self.hook_logits = IsolatedHookPoint()  # [batch, pos, d_vocab_out]
@@ -79,35 +83,36 @@ class HookedRNN(
         labels: Tensor | None = None,
         loss_per_token: bool = False,
         logits_to_keep: int | None = None,
-        initial_state: Float[Tensor, "layer batch d_hidden"] | None = None,
+        initial_state: NetworkState | None = None,
         return_state: bool = False,
     ) -> Any:
         """Run the network over whole sequences.
 
         Args:
-            tokens: integer [batch, pos], or whatever :meth:`to_tokens` reads.
+            tokens: integer [batch, pos], or whatever :meth:`to_tokens` reads; where the model's input is
+                continuous, signals [batch, pos, d_in].
             return_type: "logits" [batch, pos, d_vocab_out]; "loss"; "both", a named pair; or None.
             labels: integer [batch] of the last position, or [batch, pos] with -100 where ignored.
             loss_per_token: keep the losses apart, in the labels' shape, instead of their mean.
             logits_to_keep: unembed the last n positions only; None, or as in Hugging Face 0, for all of them.
-            initial_state: hidden state of every layer before the first step; None for zeros.
-            return_state: return a pair, the above and the state after the last step
-                [layer, batch, d_hidden].
+            initial_state: hidden state of every layer before the first step [layer, batch, d_hidden]; of an
+                LSTM a pair of such, (hidden, cell); None for zeros.
+            return_state: return a pair, the above and the state after the last step, as in ``initial_state``.
 
         Raises:
-            TokenError, LabelError, StateError, ReturnTypeError: before anything is computed.
+            TokenError, SignalError, LabelError, StateError, ReturnTypeError: before anything is computed.
             HookError: a hook returned something that cannot take the activation's place.
         """
-        tokens = self.to_tokens(tokens)
-        batch, n_positions = tokens.shape
+        inputs = self.to_input(tokens)
+        batch, n_positions = inputs.shape[:2]
         kept = self._n_kept(logits_to_keep, n_positions)
         if return_type not in RETURN_TYPES:
             raise ReturnTypeError(f"return_type={return_type!r}: expected {choices(RETURN_TYPES)}")
         if return_type in ("loss", "both"):
-            labels = checked_labels(labels, tokens, kept, self.cfg.d_vocab_out)
-        states = self._layer_states(initial_state, batch)
+            labels = checked_labels(labels, (batch, n_positions), inputs.device, kept, self.cfg.d_vocab_out)
+        states = by_layer(initial_state, self.cfg, batch)
 
-        x = self.hook_embed(self.embed(tokens))
+        x = self.hook_embed(self.embed(inputs))
         final_states = []
         for block, state in zip(self.blocks, states, strict=True):
             x, final_state = block(x, state)
@@ -116,20 +121,34 @@ class HookedRNN(
         if return_type is not None or self.hook_logits.is_hooked:
             logits = self.hook_logits(self.unembed(x[:, -kept:]))
             out = self._output(return_type, logits, labels, loss_per_token)
-        return (out, torch.stack(final_states)) if return_state else out
+        return (out, of_network(final_states)) if return_state else out
+
+    def to_input(self, source: TokensLike) -> Tensor:
+        """What the network runs on: token ids [batch, pos], or signals [batch, pos, d_in], checked.
+
+        Raises:
+            TokenError, SignalError: what does not fit the model.
+        """
+        return self.to_tokens(source) if self.cfg.input == "tokens" else checked_signals(source, self.cfg)
 
     def to_tokens(self, source: TokensLike) -> Tensor:
         """Token ids [batch, pos] from a tensor, nested lists, or strings such as "12 + 55".
 
         Raises:
-            TokenError: floats, ids out of range, an empty or ragged batch, an unreadable string.
+            TokenError: floats, ids out of range, an empty or ragged batch, an unreadable string, a model
+                whose input is continuous.
         """
+        if self.cfg.input != "tokens":
+            raise TokenError(
+                f"this model has no tokens: expected signals [batch, pos, {self.cfg.d_in}], as its input is {self.cfg.input!r}"
+            )
         return to_tokens(source, self.cfg)
 
     # Weights, by the names that TransformerLens gives them
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """Where the input is continuous, [d_in, d_model]."""
         return self.embed.W_E
 
     @property
@@ -147,6 +166,29 @@ class HookedRNN(
         return torch.stack([block.W_hh for block in self.blocks])
 
     # Hooks and caches
+
+    def set_use_step_hooks(self, use_step_hooks: bool, n_steps: int | None = None) -> None:
+        """Have hook points that fire once in a forward pass, ``blocks.{l}.steps.{t}.hook_*``, each [batch, d].
+
+        One for every activation inside the loop and each of the first ``n_steps`` steps. At each step its
+        hooks run before those of the point of the whole sequence, which so show what they edited. When they
+        are turned off, or asked for anew, the hooks on them are gone.
+
+        Args:
+            use_step_hooks: whether to have them; off, they cost nothing and are not in ``hook_dict``.
+            n_steps: for how many steps; None for ``cfg.n_ctx``.
+
+        Raises:
+            ConfigError: a number of steps below 1, or none where ``cfg.n_ctx`` is None.
+        """
+        n_steps = self.cfg.n_ctx if n_steps is None else n_steps
+        if use_step_hooks and (not isinstance(n_steps, int) or isinstance(n_steps, bool) or n_steps < 1):
+            raise ConfigError(
+                f"n_steps={n_steps!r}: expected a whole number of at least 1, or None where cfg.n_ctx says it"
+            )
+        for block in cast(list[RecurrentBlock], list(self.blocks)):
+            block.set_step_points(n_steps if use_step_hooks and n_steps else 0)
+        self.setup()
 
     def run_with_cache(
         self,
@@ -182,7 +224,7 @@ class HookedRNN(
                 "incl_bwd=True calls backward on the output: expected return_type='loss', without loss_per_token or return_state"
             )
         output, cache = super().run_with_cache(
-            self.to_tokens(tokens),
+            self.to_input(tokens),
             names_filter=names_filter,
             device=device,
             remove_batch_dim=remove_batch_dim,
@@ -309,6 +351,45 @@ class HookedRNN(
         """Called by huggingface_hub's ``save_pretrained`` and ``push_to_hub``."""
         pretrained.write(save_directory, self.cfg, self.state_dict())
 
+    # From and to PyTorch
+
+    @classmethod
+    def from_torch(
+        cls,
+        embedding: torch_modules.Embedding | None,
+        rnn: torch_modules.Recurrent,
+        readout: nn.Linear,
+    ) -> "HookedRNN":
+        """The HookedRNN that computes what torch modules do, with copies of their parameters.
+
+        It takes [batch, pos] whatever the module's ``batch_first``, and is in training or in eval mode as ``rnn`` is.
+
+        Args:
+            embedding: nn.Embedding; or nn.Linear, for signals; or None where the signals go straight into ``rnn``.
+            rnn: nn.RNN, nn.GRU or nn.LSTM; an nn.RNNCell, nn.GRUCell or nn.LSTMCell; or a list of such cells,
+                one for each layer.
+            readout: nn.Linear.
+
+        Raises:
+            ConversionError: a module of another kind, one with an option that HookedRNN does not have
+                (bidirectional, projections, dropout in training, max_norm), or parts that do not fit together.
+        """
+        model = cls(torch_modules.config_of(embedding, rnn, readout))
+        model.load_state_dict(torch_modules.weights_of(embedding, rnn, readout))
+        training = rnn.training if isinstance(rnn, nn.Module) else rnn[0].training
+        return model.train(training)
+
+    def to_torch(self, batch_first: bool = True) -> torch_modules.TorchModules:
+        """The torch modules that compute the same, with copies of the parameters: ``readout(rnn(embedding(x))[0])``.
+
+        Raises:
+            ConversionError: a cell that torch has no module for.
+        """
+        modules = torch_modules.modules_of(self.cfg, self.state_dict(), batch_first)
+        for module in modules:
+            module.train(self.training)
+        return modules
+
     # Inner workings
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HookedRNN":
@@ -329,20 +410,6 @@ class HookedRNN(
                 f"logits_to_keep={logits_to_keep!r}: expected None or a whole number of last positions, 0 for all"
             )
         return min(logits_to_keep, n_positions) or n_positions
-
-    def _layer_states(self, initial_state: Tensor | None, batch: int) -> list[Tensor] | list[None]:
-        if initial_state is None:
-            return [None] * self.cfg.n_layers
-        expected = (self.cfg.n_layers, batch, self.cfg.d_hidden)
-        if tuple(initial_state.shape) != expected:
-            raise StateError(
-                f"initial_state has shape {list(initial_state.shape)}: expected {list(expected)}, [layer, batch, d_hidden]"
-            )
-        if (initial_state.dtype, initial_state.device) != (self.cfg.dtype, self.cfg.device):
-            raise StateError(
-                f"initial_state is {initial_state.dtype} on {initial_state.device}: expected {self.cfg.dtype} on {self.cfg.device}, as the model"
-            )
-        return list(initial_state)
 
     def _output(self, return_type: ReturnType, logits: Tensor, labels: Tensor | None, per_token: bool) -> Any:
         if return_type == "logits":

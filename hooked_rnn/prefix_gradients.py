@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hooked_rnn.components import RNNBlock
+from hooked_rnn.cells import RNNBlock
 from hooked_rnn.model import HookedRNN
 from hooked_rnn.prefixes import PrefixTrie
 
@@ -77,12 +77,17 @@ class LabelledTrie:
         return kept
 
 
+def is_written_out(model: HookedRNN) -> bool:
+    """Whether :func:`backward` knows the model's cell; for others there is autograd through the shared prefixes."""
+    return all(isinstance(block, RNNBlock) for block in model.blocks)
+
+
 @torch.no_grad()
 def backward(model: HookedRNN, batch: LabelledTrie) -> Float[Tensor, ""]:
     """The mean cross entropy at the last position; its gradient is added to that of every parameter.
 
     The numbers of ``model(sequences, return_type="loss", labels=labels)`` and its ``backward()``, up to
-    rounding. No hook fires: see :func:`hooked_rnn.prefixes.has_hooks`.
+    rounding. No hook fires: see :func:`hooked_rnn.prefixes.has_hooks`; and :func:`is_written_out`.
     """
     sweep = _Sweep(model)
     hidden = [model.W_U.new_zeros(1, model.cfg.d_hidden)] * model.cfg.n_layers

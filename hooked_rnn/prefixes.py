@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_rnn.components import RNNBlock
 from hooked_rnn.model import HookedRNN
+from hooked_rnn.points import Points
+from hooked_rnn.recurrent import RecurrentBlock
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def last_logits(
         trie: the sequences' prefixes, on the model's device.
         W_E: another embedding to use in place of the model's own.
     """
-    first, *above = cast(list[RNNBlock], list(model.blocks))
+    first, *above = cast(list[RecurrentBlock], list(model.blocks))
     # Layer 0 sees a token through W_E W_ih: a table with a row for each token.
     table = first.project(model.W_E if W_E is None else W_E)
     hidden = _layer(first, [table.index_select(0, tokens) for tokens in trie.tokens], trie)
@@ -78,13 +79,14 @@ def has_hooks(model: HookedRNN) -> bool:
 
 
 def _layer(
-    block: RNNBlock, inputs: list[Float[Tensor, "_nodes d_preact"]], trie: PrefixTrie
+    block: RecurrentBlock, inputs: list[Float[Tensor, "_nodes d_preact"]], trie: PrefixTrie
 ) -> list[Float[Tensor, "_nodes d_hidden"]]:
     """The hidden state of every node at every position."""
-    h = inputs[0].new_zeros(1, block.W_hh.shape[0])
+    state = block.zero_state(inputs[0])
     hidden = []
     for x_t, parents in zip(inputs, trie.parents, strict=True):
-        recurrent = block.recur(h).index_select(0, parents)
-        h = block.act_in_place(recurrent.add_(x_t))
-        hidden.append(h)
+        recurrent = block.recur(state[0]).index_select(0, parents)
+        carry = block.carry_of(state)
+        state = block.step(x_t, recurrent, None if carry is None else carry.index_select(0, parents), Points())
+        hidden.append(state[0])
     return hidden

@@ -72,6 +72,7 @@ def _checked(tokens: Tensor, cfg: HookedRNNConfig) -> Tensor:
         raise TokenError(f"tokens are on {tokens.device}: expected {cfg.device}, where the model is")
     tokens = tokens.long()
     low, high = (int(x) for x in tokens.aminmax())
+    assert cfg.d_vocab is not None  # the model saw to it that its input is tokens
     if low < 0 or high >= cfg.d_vocab:
         raise TokenError(
             f"token id {low if low < 0 else high}: expected 0 to {cfg.d_vocab - 1}, as d_vocab is {cfg.d_vocab}"

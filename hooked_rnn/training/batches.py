@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.model import HookedRNN
-from hooked_rnn.prefix_gradients import LabelledTrie, backward
+from hooked_rnn.prefix_gradients import LabelledTrie, backward, is_written_out
 from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 
 
@@ -40,9 +40,9 @@ class Sequences:
 
     def backward(self, model: HookedRNN) -> Float[Tensor, ""]:
         """The mean loss at the last position; its gradient is added to the parameters'."""
-        if not has_hooks(model):
+        if is_written_out(model) and not has_hooks(model):
             return backward(model, self.labelled_trie)
-        loss = cross_entropy(model(self.tokens, logits_to_keep=1), self.labels)
+        loss = cross_entropy(self.last_logits(model)[:, None], self.labels)
         loss.backward()
         return loss.detach()
 
