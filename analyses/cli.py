@@ -102,7 +102,8 @@ def train(
     d_model: Annotated[int, typer.Option(help="Width of the embedding.", rich_help_panel=NETWORK)] = 128,
     d_hidden: Annotated[int, typer.Option(help="Width of the recurrent state.", rich_help_panel=NETWORK)] = 256,
     layers: Annotated[int, typer.Option(help="Recurrent layers.", rich_help_panel=NETWORK)] = 1,
-    act_fn: Annotated[str, typer.Option(help="relu or tanh.", rich_help_panel=NETWORK)] = "relu",
+    cell: Annotated[str, typer.Option(help="rnn, gru or lstm.", rich_help_panel=NETWORK)] = "rnn",
+    act_fn: Annotated[str, typer.Option(help="Of the rnn cell: relu or tanh.", rich_help_panel=NETWORK)] = "relu",
     bias: Annotated[bool, typer.Option(help="Give every layer biases.", rich_help_panel=NETWORK)] = False,
     init_scale: Annotated[
         float, typer.Option(help="Initial standard deviation, in 1/sqrt(fan in).", rich_help_panel=NETWORK)
@@ -156,6 +157,7 @@ def train(
             d_hidden=d_hidden,
             n_layers=layers,
             n_ctx=task.n_ctx,
+            cell=cell,
             act_fn=act_fn,
             bias=bias,
             init_scale=init_scale,

@@ -135,8 +135,12 @@ def task_of(model: HookedRNN) -> ModularTask:
 
 
 def check_task(model: HookedRNN, task: ModularTask) -> None:
-    """Raise ReportError unless this is addition of two numbers and the model's sizes are its sizes."""
+    """Raise ReportError unless this is addition of two numbers, by a vanilla cell, and the model's sizes are its sizes."""
     cfg = model.cfg
+    if cfg.cell != "rnn":
+        raise ReportError(
+            f"the model's cell is {cfg.cell!r}: expected 'rnn', the vanilla cell, which the paper's claims are about"
+        )
     if not isinstance(task, ModularAddition) or task.operands != 2:
         raise ReportError(f"the task is {task!r}: expected modular addition of two numbers")
     if (cfg.d_vocab, cfg.d_vocab_out) != (task.d_vocab, task.d_vocab_out) or cfg.n_ctx not in (None, task.n_ctx):

@@ -3,6 +3,7 @@
 from hooked_rnn.config import HookedRNNConfig
 from hooked_rnn.hook_points import ObservingHook
 from hooked_rnn.model import HookedRNN
+from hooked_rnn.recurrent import RecurrentBlock
 from hooked_rnn.tasks import ModularAddition, ModularTask
 from hooked_rnn.training.config import TrainConfig
 from hooked_rnn.training.loop import Run, train
@@ -13,6 +14,7 @@ __all__ = [
     "ModularAddition",
     "ModularTask",
     "ObservingHook",
+    "RecurrentBlock",
     "Run",
     "TrainConfig",
     "train",

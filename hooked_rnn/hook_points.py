@@ -2,7 +2,8 @@
 
 Two kinds, told apart by where the model calls them:
 
-- :class:`IsolatedHookPoint` fires once in a forward pass, on the whole [batch, pos, d] activation.
+- :class:`IsolatedHookPoint` fires once in a forward pass, on the whole [batch, pos, d] activation; or on one
+  step's, [batch, d], where it is the point of one step alone.
 - :class:`StepHookPoint` fires once in each step of the loop over time. The network hands it one
   [batch, d] step; every hook sees a [batch, pos, d] tensor and decides about its position ``step``.
 
@@ -39,7 +40,7 @@ class ObservingHook:
     fills from the last position to the first). Without autograd two of them may be given one tensor.
     """
 
-    def __call__(self, tensor: Float[Tensor, "batch pos d"], hook: HookPoint) -> None:
+    def __call__(self, tensor: Float[Tensor, "batch *pos d"], hook: HookPoint) -> None:
         raise NotImplementedError
 
 
@@ -61,7 +62,7 @@ class IsolatedHookPoint(HookPoint):
         """Whether any of the hooks is not known to be one that only looks."""
         return any(not self._observes(hook_id) for hook_id in (*self._forward_hooks, *self._backward_hooks))
 
-    def __call__(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
+    def __call__(self, x: Float[Tensor, "batch *pos d"]) -> Float[Tensor, "batch *pos d"]:
         """What the hooks make of the activation: itself, where there are none."""
         if not self.is_hooked:
             return x

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hooked_rnn import HookedRNN
 from hooked_rnn import train as real_train
+from hooked_rnn.config import CELLS
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,3 +50,19 @@ def test_the_training_pages_python(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names["train"] is real_train
     assert torch.isfinite(torch.tensor(names["run"].history[-1]["train_loss"]))
     assert (tmp_path / "runs" / "mine" / "model.safetensors").is_file()
+
+
+def test_the_python_about_step_points() -> None:
+    model = HookedRNN.from_pretrained("mod-add-113")
+    names: dict[str, object] = {"model": model}
+    exec(python_of("docs/hooks.md"), names)
+    cache = names["cache"]
+    assert torch.equal(cache["blocks.0.steps.1.hook_hidden"], cache["hidden", 0][:, 1])
+
+
+def test_the_python_about_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CELLS, "leaky", None)  # taken back after the test: the page defines a cell of this name
+    names: dict[str, object] = {}
+    exec(python_of("docs/cells.md"), names)
+    assert names["cache"]["forget_gate", 1].shape == (4, 7, 32)
+    assert names["more"].shape == (8, 20, 2)

@@ -294,6 +294,15 @@ def test_sizes_of_no_addition_are_an_error(sizes: dict[str, int], tmp_path: Path
         load_subject(saved(tmp_path, model, record_of(task)))
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_gated_cell_is_an_error(cell: str, tmp_path: Path) -> None:
+    task = ModularAddition(7)
+    model = random_model(task, cell=cell)
+    for record in ((), (record_of(task),)):
+        with pytest.raises(ReportError, match=f"cell is '{cell}': expected 'rnn'"):
+            load_subject(saved(tmp_path, model, *record))
+
+
 @pytest.mark.parametrize("answers", [1, 8000])
 def test_sizes_that_make_no_task_are_an_error(answers: int) -> None:
     model = random_model(ModularAddition(7), d_model=1, d_hidden=1, d_vocab=answers, d_vocab_out=answers)
