@@ -23,5 +23,9 @@ class ActivationError(HookedRNNError, ValueError):
     """An activation that an operator cannot be about, such as one without a position axis."""
 
 
+class RemovalSiteError(HookedRNNError, ValueError):
+    """A place that the model does not have, or that frequencies cannot be removed from in the way asked for."""
+
+
 class ReportError(HookedRNNError, ValueError):
     """A model that the report cannot be about, or a directory that it cannot be written to."""
