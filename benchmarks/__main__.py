@@ -7,16 +7,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import grokking, hooked_forward, prefixes, training_step
+from benchmarks import grokking, hooked_forward, prefixes, subsets, training_step
 from hooked_rnn.training.run_directory import versions
 
 BENCHMARKS = {
     "hooked_forward": hooked_forward,
     "training_step": training_step,
     "prefixes": prefixes,
+    "subsets": subsets,
     "grokking": grokking,
 }
-QUICK = ("hooked_forward", "training_step", "prefixes")
+QUICK = ("hooked_forward", "training_step", "prefixes", "subsets")
 """Those that run where none is named; grokking takes a quarter of an hour."""
 
 
