@@ -78,7 +78,7 @@ def shapley_values(values: Float[Tensor, " subsets"]) -> Float[Tensor, " players
 
     phi_i = sum over S without i of |S|! (K - |S| - 1)! / K! (v(S and i) - v(S)) (Shapley 1953).
     """
-    n_players = len(values).bit_length() - 1
+    n_players = max(len(values).bit_length() - 1, 0)
     if len(values) != 1 << n_players:
         raise FamilyError(f"{len(values)} values: expected one for each subset, a power of two")
     subsets, sizes = torch.arange(len(values)), _sizes(n_players)

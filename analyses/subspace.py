@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from analyses.errors import ActivationError, GridError, ModulusError
+from analyses.fourier import FourierBasis
 from analyses.grid import grid_functions
 from analyses.removal import check_mode, hook_at, replacement
 
-CHANCE = 2.0
-"""Default of the rank rule: how many times the power that chance gives a direction must hold."""
+CHANCE = 1.2
+"""Default of the rank rule: how many times what chance may give a direction's singular value must be."""
 ROUNDING = 1e-6
 """The least singular value that counts, over the norm of the centred activation."""
 
@@ -30,7 +31,7 @@ class Subspace:
     """Orthonormal columns, the strongest first."""
     constant: Float[Tensor, " d"]
     """The fit's constant term: the mean over all pairs as the fitted ones tell it."""
-    strengths: Float[Tensor, " m"]
+    strengths: Float[Tensor, " k"]
     """Root mean square of the fitted part over the pairs, by direction: those kept, then those that were not."""
 
 
@@ -41,17 +42,21 @@ def fit_subspace(
     p: int,
     frequencies: Iterable[int],
     family: str = "sum",
+    beside: Sequence[str] | None = None,
     chance: float = CHANCE,
 ) -> Subspace:
     """The directions in which the family's functions lie, by least squares.
 
-    With F [n, m] the family's functions at the pairs, X = 1 c + F C + E is fitted; the directions are the right
-    singular vectors of the fitted part, centred F C. One with singular value s counts if
+    With F [n, m] the family's functions at the pairs, and G those of all other frequencies of the families ``beside``,
+    X = 1 c + F C + G D + E is fitted. (Over all pairs G changes nothing; over some of them functions are not orthogonal, and
+    without G the other frequencies would leak into C.) The directions are the right singular vectors of F' C, the fitted
+    part, where F' is what a fit by 1 and G leaves of F. One with singular value s counts if
 
-        s^2 > chance * m * |E|^2 / (n - m - 1)    and    s > 1e-6 |X - mean X|,
+        s > chance * (sqrt(tr S) + sqrt(m |S|))    and    s > 1e-6 |X - mean X|,
 
-    |E|^2 / (n - m - 1) being the power that one function of no meaning takes of X on average. On white noise none
-    counts, whatever the functions; where the fit is exact, all but rounding does. ``chance=0`` leaves the second rule.
+    where S = E^T E / (residual degrees of freedom). The first is Chevet's inequality: what is in the brackets bounds the
+    expected singular value that m functions of no meaning get of Gaussian noise of covariance S. So in noise none
+    counts; where the fit is exact, all but rounding does. ``chance=0`` leaves the second rule.
 
     Args:
         activation: one row for each pair.
@@ -59,6 +64,7 @@ def fit_subspace(
         p: the modulus.
         frequencies: what to find, each in 1..p//2.
         family: "a", "b", "sum", "difference" or "block"; see :mod:`analyses.grid`.
+        beside: families of G; None for the family itself. More of them leave less for E, if there are pairs enough.
         chance: see above.
 
     Raises:
@@ -66,20 +72,23 @@ def fit_subspace(
         ModulusError: a number that is not modulo p.
         FrequencyError, FamilyError: what does not exist.
     """
+    frequencies = FourierBasis(p).check(frequencies)
     X, F = activation.detach().double(), _functions_at(a, b, p, frequencies, family).to(activation.device)
-    n, m = F.shape
-    if len(X) != n or n <= m + 1:
+    G = _others(a, b, p, frequencies, family, [family] if beside is None else beside).to(X)
+    (n, m), n_fitted = F.shape, F.shape[1] + G.shape[1]
+    if len(X) != n or n <= n_fitted:
         raise ActivationError(
-            f"an activation of {len(X)} rows and {n} pairs: expected as many, and more than the {m + 1} functions to fit"
+            f"an activation of {len(X)} rows and {n} pairs: expected as many, and more than the {n_fitted} functions to fit"
         )
-    centered, functions = X - X.mean(0), F - F.mean(0)
-    coefficients = torch.linalg.pinv(functions) @ centered
-    _, R = torch.linalg.qr(functions, mode="r")
-    _, singular, rows = torch.linalg.svd(R @ coefficients, full_matrices=False)
-    noise = (centered - functions @ coefficients).square().sum() / (n - m - 1)
-    counts = (singular.square() > chance * m * noise) & (singular > ROUNDING * centered.norm())
-    constant = X.mean(0) - F.mean(0) @ coefficients
-    return Subspace(rows[counts].T.to(activation), constant.to(activation), (singular / n**0.5).to(activation))
+    together = torch.cat([F, G], 1)
+    coefficients = _least_squares(together, X)
+    _, R = torch.linalg.qr(F - G @ _least_squares(G, F), mode="r")
+    _, singular, rows = torch.linalg.svd(R @ coefficients[:m], full_matrices=False)
+    noise = torch.linalg.svdvals(X - together @ coefficients) / (n - n_fitted) ** 0.5
+    by_chance = noise.norm() + m**0.5 * noise[:1].sum()
+    counts = (singular > chance * by_chance) & (singular > ROUNDING * (X - X.mean(0)).norm())
+    strengths, constant = singular / n**0.5, coefficients[m]
+    return Subspace(rows[counts].T.to(activation), constant.to(activation), strengths.to(activation))
 
 
 def subspace_hook(
@@ -136,8 +145,9 @@ def leave_out(
     p: int,
     frequencies: Iterable[int],
     family: str = "sum",
-    seed: int = 0,
+    beside: Sequence[str] | None = None,
     chance: float = CHANCE,
+    seed: int = 0,
 ) -> LeaveOut:
     """Fit on a random half of the pairs, remove on the other, and see what is left there.
 
@@ -147,7 +157,7 @@ def leave_out(
     frequencies = list(frequencies)
     order = torch.randperm(len(a), generator=Generator().manual_seed(seed)).to(a.device)
     fitted, held_out = order[: len(a) // 2], order[len(a) // 2 :]
-    subspace = fit_subspace(activation[fitted], a[fitted], b[fitted], p, frequencies, family, chance)
+    subspace = fit_subspace(activation[fitted], a[fitted], b[fitted], p, frequencies, family, beside, chance)
     X = activation[held_out].detach().double()
     Q = subspace.directions.double()
     left = X - (X @ Q) @ Q.T
@@ -155,6 +165,26 @@ def leave_out(
     part, rest = _powers(X, F)
     part_left, rest_left = _powers(left, F)
     return LeaveOut(_share_gone(part, part_left), _share_gone(rest, rest_left), Q.shape[1])
+
+
+def _others(
+    a: Tensor, b: Tensor, p: int, frequencies: list[int], family: str, beside: Sequence[str]
+) -> Float[Tensor, "n others"]:
+    """A constant, and the functions of the families that are not among those asked for."""
+    of_both = ("sum", "difference", "block")
+    columns = [torch.ones(len(a), 1, dtype=torch.float64, device=a.device)]
+    for name in beside:
+        shared = name == family or (name in of_both and "block" in (name, family))
+        at_half = name in of_both and family in of_both  # at p/2 these are one and the same function
+        asked = set(frequencies) if shared else {k for k in frequencies if at_half and 2 * k == p}
+        others = [k for k in FourierBasis(p).frequencies if k not in asked]
+        columns.append(_functions_at(a, b, p, others, name).to(a.device))
+    return torch.cat(columns, 1)
+
+
+def _least_squares(G: Float[Tensor, "n m"], X: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+    """Coefficients of the fit of X by the columns of G, the smallest where they depend on each other."""
+    return torch.linalg.pinv(G.T @ G, hermitian=True, rtol=1e-9) @ (G.T @ X)
 
 
 def _powers(X: Tensor, F: Tensor) -> tuple[float, float]:
