@@ -115,7 +115,8 @@ def removal_lattice(
     Args:
         adder: the model and its task.
         frequencies: K of them, each in 1..p//2, at most 20.
-        site: "W_E", "W_U" (see :mod:`analyses.weight_removal`), "logits" or the name of a hook point (see
+        site: "W_E", "W_U" (see :mod:`analyses.weight_removal`; the logits must be x W_U + b_U, which hooks of the user's
+            own past W_U would change), "logits" or the name of a hook point (see
             :func:`analyses.ablation.frequency_hook`).
         family: of what is removed at the logits or a hook point.
         positions: where, at a hook point.
@@ -166,21 +167,24 @@ def _logits_of_all(
     seed: int,
 ) -> Subsets:
     if site == "W_U":
-        return sums(adder.logits(), [_part_at_W_U(adder, k, mode, seed) for k in frequencies])
+        logits = adder.logits()
+        return sums(logits, _parts_at_W_U(adder, logits, frequencies, mode, seed))
     if site == "logits":
         logits = adder.logits()
         check_grid(logits, adder.p)
-        parts = [keep_on_grid(logits, adder.p, [k], family) for k in frequencies]
-        return sums(logits, [part - replacement(part, mode, seed) for part in parts])
+        kept = (keep_on_grid(logits, adder.p, [k], family) for k in frequencies)
+        return sums(logits, [part - replacement(part, mode, seed) for part in kept])
     return _one_by_one(frequencies, _without(adder, site, family, positions, mode, seed))
 
 
-def _part_at_W_U(adder: Adder, frequency: int, mode: str, seed: int) -> Float[Tensor, "pairs p"]:
-    """What the logits lose with a frequency of W_U: they are affine in it, so (L - b_U) times what W_U is multiplied by."""
+def _parts_at_W_U(
+    adder: Adder, logits: Float[Tensor, "pairs p"], frequencies: Sequence[int], mode: str, seed: int
+) -> list[Float[Tensor, "pairs p"]]:
+    """What the logits x W_U + b_U lose with each frequency of W_U: x W_U multiplied by what W_U is multiplied by."""
     bias = getattr(adder.model, "b_U", None)
-    linear = adder.logits() if bias is None else adder.logits() - bias.detach()[: adder.p]
-    part = FourierBasis(adder.p).keep(linear, [frequency], dim=1)
-    return part - replacement(part.T, mode, seed).T
+    linear = logits if bias is None else logits - bias.detach()[: adder.p]
+    kept = (FourierBasis(adder.p).keep(linear, [k], dim=1) for k in frequencies)
+    return [(part - replacement(part.T, mode, seed).T).contiguous() for part in kept]
 
 
 def sums(whole: Float[Tensor, "pairs p"], parts: Sequence[Float[Tensor, "pairs p"]]) -> Subsets:
