@@ -16,9 +16,10 @@ frequencies, and mean the mean over all pairs:
   leaves of M. The logit-level metric in the code of Chughtai et al. 2023 (arXiv 2302.03025), which says there that it is not
   used in the paper; on the training pairs where excluded, on all where restricted.
 - "activation": P of "sum" on an activation x at a hook point, and the model run on from there by an ordinary hook.
-  Restricted: mean x + P x; excluded: x - P x. With the mean, the restricted loss is that of TransformerLens' Grokking demo
-  on the MLP's activations (test pairs); without it, of the code of Chughtai et al. 2023 on the last hidden layer (all pairs).
-  Both leave out what reaches the logits by another way, such as the residual stream; here, as in any hook, it stays.
+  Restricted: mean x + P x; excluded: x - P x. At the MLP's activations the excluded loss is that of TransformerLens'
+  Grokking demo (training pairs), and the restricted loss, with the mean, is so but for the residual stream beside the MLP:
+  a hook leaves it as it is, the demo puts its mean (test pairs). Without the mean, and at the last hidden layer of a model
+  that has nothing beside it, both are those of the code of Chughtai et al. 2023 (restricted: all pairs, excluded: training).
 
 Where the logits are affine in the activation, "activation" with the mean is "sum" exactly. The projection of "sum" and
 "trace" needs all pairs whatever pairs the loss is then of, so a loss on the training pairs depends on the others too.

@@ -59,7 +59,8 @@ def weight_without(
     - "W_U": columns of the answers less W_U B^T B: the logits less their frequencies *as functions of the answer*
       (the bias stays). No hook of a family of pairs is this.
     - "W_ih", "W_hh" of a layer: W - Q Q^T W, see above. W_ih of layer 0 is exactly a subspace hook (mode "zero") with
-      those directions at every position of the embedding; W_hh, one at every state that goes on to a next step.
+      those directions at every position of the embedding; W_hh of the one layer of a vanilla cell, one at every state but
+      the last. (What goes upward, or is carried over in a gated cell, keeps them.)
 
     Args:
         adder: the model and its task.

@@ -209,6 +209,16 @@ def test_planted_frequencies_by_their_closed_form(site: str) -> None:
     assert max(map(abs, found.control.shapley("loss").values())) < 1e-2
 
 
+@pytest.mark.parametrize("site", ["W_E", "W_U", "logits", "blocks.0.hook_hidden"])
+def test_of_random_weights_every_subset_is_at_chance(site: str) -> None:
+    task = ModularAddition(P)
+    found = removal_lattice(Adder(random_model(task), task), FREQUENCIES, site)
+    assert found.control is not None
+    for lattice in (found, found.control):
+        assert float(lattice.accuracy.max()) < 0.08
+        assert max(map(abs, lattice.shapley().values())) < 0.02
+
+
 def test_by_number_removed() -> None:
     accuracy = torch.tensor([1.0, 0.5, 0.75, 0.25], dtype=torch.float64)
     lattice = Lattice("W_E", (4, 2), accuracy, 1 - accuracy)

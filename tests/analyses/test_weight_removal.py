@@ -119,13 +119,26 @@ def test_from_w_ih_is_the_subspace_hook_at_the_embedding(equals_token: bool) -> 
     assert not torch.allclose(logits, adder.logits(), atol=1e-2)
 
 
-def test_from_w_hh_is_the_subspace_hook_at_the_state_that_goes_on() -> None:
-    adder = rnn()
-    hook = subspace_hook(as_subspace(token_directions(input_after_one_token(adder, "W_hh"), [2])), 0)
+@pytest.mark.parametrize("equals_token", [False, True])
+def test_from_w_hh_is_the_subspace_hook_at_the_states_that_go_on(equals_token: bool) -> None:
+    adder = rnn(equals_token=equals_token)
+    directions = token_directions(input_after_one_token(adder, "W_hh"), [2])
+    hook = subspace_hook(as_subspace(directions), range(adder.task.n_ctx - 1))
     with removed_from_weight(adder, "W_hh", [2]):
         logits = adder.logits()
     assert_close(logits, adder.logits([("blocks.0.hook_hidden", hook)]), **exact)
     assert not torch.allclose(logits, adder.logits(), atol=1e-2)
+
+
+def test_from_w_hh_of_a_gated_cell_what_is_carried_over_keeps_it() -> None:
+    adder = rnn(cell="gru")
+    x = input_after_one_token(adder, "W_hh")
+    Q = token_directions(x, [2])
+    with removed_from_weight(adder, "W_hh", [2]):
+        recurrent, carried = (adder.activation(f"blocks.0.hook_{kind}", 1) for kind in ("recurrent", "carry"))
+    block, first = adder.model.blocks[0], x[adder.tokens[:, 0]]
+    assert_close(carried, first, **exact)
+    assert_close(recurrent, ((first - first @ Q @ Q.T) @ block.W_hh + block.b_hh).detach(), **exact)
 
 
 def test_a_layer_above_is_given_the_state_of_the_layer_below() -> None:
