@@ -68,7 +68,8 @@ def fit_subspace(
         chance: see above.
 
     Raises:
-        ActivationError: rows that are not one for each pair, or no more pairs than functions.
+        ActivationError: rows that are not one for each pair, no more pairs than functions, or such that some of the
+            functions are the same there.
         ModulusError: a number that is not modulo p.
         FrequencyError, FamilyError: what does not exist.
     """
@@ -83,6 +84,11 @@ def fit_subspace(
     together = torch.cat([F, G], 1)
     coefficients = _least_squares(together, X)
     _, R = torch.linalg.qr(F - G @ _least_squares(G, F), mode="r")
+    if m and torch.linalg.svdvals(R)[-1] < ROUNDING * n**0.5:
+        raise ActivationError(
+            f"{n} pairs that do not tell the functions of {frequencies} from all others of their family and those beside: "
+            "expected more of the pairs, or fewer families beside"
+        )
     _, singular, rows = torch.linalg.svd(R @ coefficients[:m], full_matrices=False)
     noise = torch.linalg.svdvals(X - together @ coefficients) / (n - n_fitted) ** 0.5
     by_chance = noise.norm() + m**0.5 * noise[:1].sum()
