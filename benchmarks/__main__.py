@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import grokking, hooked_forward, prefixes, training_step
+from benchmarks import beside_others, grokking, hooked_forward, prefixes, training_step
 from hooked_rnn.training.run_directory import versions
 
 BENCHMARKS = {
@@ -15,9 +15,10 @@ BENCHMARKS = {
     "training_step": training_step,
     "prefixes": prefixes,
     "grokking": grokking,
+    "beside_others": beside_others,
 }
 QUICK = ("hooked_forward", "training_step", "prefixes")
-"""Those that run where none is named; grokking takes a quarter of an hour."""
+"""Those that run where none is named; grokking takes a quarter of an hour, beside_others wants nnsight."""
 
 
 def main() -> None:
