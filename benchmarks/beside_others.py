@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from benchmarks.harness import Comparison, compare
 from hooked_rnn import HookedRNN, HookedRNNConfig
 
-SIZES = ((2, 4096, 45), (32, 4096, 9), (256, 64, 25))
+SIZES = ((2, 4096, 45), (32, 4096, 15), (256, 64, 25))
 """Steps, batch, and how many rounds are timed."""
 TOLERANCE = 1e-5
 """How far two sides may differ, of the largest value."""
+LEVEL = 1.03
+"""Medians that differ by less say nothing of who is ahead."""
 HIDDEN = "blocks.0.hook_hidden"
 NOT_INSTALLED = "nnsight is not installed, so it is not measured: pip install -c constraints.txt -e '.[benchmarks]'"
 
@@ -284,13 +286,17 @@ class Rows:
 
 
 def mark_least(results: list[Comparison]) -> list[Comparison]:
-    """Note the least of the median ratios."""
-    least = min(results, key=lambda result: result.ratio_median)
-    return [replace(result, note="least overhead" if result is least else "") for result in results]
+    """Note the least of the median ratios, or those that are level with it."""
+    least = min(result.ratio_median for result in results)
+    lowest = [result for result in results if result.ratio_median <= least * LEVEL]
+    note = "least overhead" if len(lowest) == 1 else "among the least"
+    return [replace(result, note=note if result in lowest else "") for result in results]
 
 
 def who_is_ahead(result: Comparison, measured: str, baseline: str) -> str:
     """By the median, and whether that holds in every round."""
+    if 1 / LEVEL <= result.ratio_median <= LEVEL:
+        return "level"
     ahead = baseline if result.ratio_median > 1 else measured
     in_every_round = result.ratio_min > 1 or result.ratio_max < 1
     return f"{ahead} ahead{'' if in_every_round else ', not in every round'}"
