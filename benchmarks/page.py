@@ -8,6 +8,17 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
+BESIDE_OTHERS = [
+    "Where each is ahead, of HookedRNN, torch hooks and nnsight, on the notes of the last column of *beside others*. HookedRNN is ahead in capturing the",
+    "hidden states as one tensor, at all three sizes: its loop has put them into one, which the cache holds, while the others stack what they kept a second time.",
+    "Left as a list they cost torch hooks next to nothing, and what is then compared is mostly the plain forward of both. Torch hooks and nnsight are ahead in",
+    "editing one step of a long sequence, by about 30% of HookedRNN's time at T = 32 and T = 256: they write one [batch, d] state at one call, while a",
+    "hook of HookedRNN is called at every step, with all steps so far in a tensor of its own. At T = 2 edits are about level. At T = 2 the ratios over a",
+    "side's own plain forward differ from run to run by more than the hooks cost (tensors of some MB, taken from the system anew or not).",
+    "Other work ran beside this benchmark too: where a row's least and largest are far apart, only its median may be leant on.",
+]
+"""Held against the results by tests/test_beside_others.py."""
+
 
 def page() -> str:
     """A table for each file of results."""
@@ -28,6 +39,13 @@ def _head() -> list[str]:
         "- *gradient by prefixes*: loss and gradient of 40% of all sequences, d_model 128, d_hidden 256, over the plain forward and `backward()`.",
         "- *from seed to 99%*: 60% of the pairs, the same pairs and initial weights on both sides, evaluated after every 25 steps; `nn.RNN` with AdamW at",
         "  learning rate 1e-3, weight decay 1, betas 0.9 and 0.98, at most 5,000 steps. Other work ran beside it: both sides' seconds are too long.",
+        "- *beside others*: one layer, d_model 128, d_hidden 256, no_grad. *HookedRNN*: `run_with_cache` of `hook_hidden`, and `run_with_hooks` with a hook that",
+        "  doubles it at the middle step. The others do the same on a loop of `nn.RNNCell` with the same weights. *torch hooks*: `register_forward_hook` on the",
+        "  cell, with a counter of calls. *nnsight*: `tracer.iter` over the cell's calls. *Capture*: one tensor [batch, pos, d], which the others have to",
+        "  stack; *a list*: not stacked. Before anything is timed, captured states and edited logits have to agree to 1e-5 of the largest. nnsight is",
+        "  installed for this alone: `pip install -c constraints.txt -e '.[benchmarks]'`, then `python -m benchmarks beside_others`.",
+        "",
+        *BESIDE_OTHERS,
         "",
         "This page is written by `python -m benchmarks.page` from `benchmarks/results/`.",
     ]

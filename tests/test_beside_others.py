@@ -1,5 +1,6 @@
 """Before the benchmark beside the others times anything, it holds that all sides compute the same."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from benchmarks import beside_others
 from benchmarks.beside_others import DisagreementError, Hooked, NNsight, Side, TorchHooks
 from benchmarks.harness import Comparison
+from benchmarks.page import RESULTS
 from hooked_rnn import HookedRNN, HookedRNNConfig
 
 TOKENS = torch.randint(5, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -145,3 +147,18 @@ def test_who_is_ahead_is_read_from_the_ratios(ratios: tuple[float, ...], expecte
 def test_the_least_overhead_is_read_from_the_ratios(ratios: tuple[float, ...], notes: list[str]) -> None:
     results = [Comparison.of(f"{ratio}", [(ratio, 1.0)], threads=1) for ratio in ratios]
     assert [result.note for result in beside_others.mark_least(results)] == notes
+
+
+def kept_notes(task: str, *n_steps: int) -> list[str]:
+    """Who is ahead, by the results that are kept: torch hooks and nnsight at each length."""
+    results = json.loads((RESULTS / "beside-others.json").read_text(encoding="utf-8"))["results"]
+    names = tuple(f"{task}, T = {n}, " for n in n_steps)
+    return [r["note"] for r in results if r["name"].startswith(names) and r["name"].endswith("over HookedRNN")]
+
+
+def test_the_page_says_who_is_ahead_as_the_results_do() -> None:
+    captures, edits = kept_notes("capture", 2, 32, 256), kept_notes("edit one step", 32, 256)
+    assert len(captures) == 6
+    assert all(note.startswith("HookedRNN ahead") for note in captures)
+    assert len(edits) == 4
+    assert all(note.startswith(("torch hooks ahead", "nnsight 0.8.1 ahead")) for note in edits)
