@@ -160,5 +160,9 @@ def test_the_page_says_who_is_ahead_as_the_results_do() -> None:
     captures, edits = kept_notes("capture", 2, 32, 256), kept_notes("edit one step", 32, 256)
     assert len(captures) == 6
     assert all(note.startswith("HookedRNN ahead") for note in captures)
+    as_list = {n: kept_notes("capture, a list", n) for n in (2, 32, 256)}
+    assert all(note.startswith("HookedRNN ahead") for note in as_list[2] + as_list[256])
+    assert not any(note.startswith("HookedRNN ahead") or note == "level" for note in as_list[32])
+    assert kept_notes("edit one step", 2) == ["level", "level"]
     assert len(edits) == 4
     assert all(note.startswith(("torch hooks ahead", "nnsight 0.8.1 ahead")) for note in edits)
