@@ -393,9 +393,9 @@ class _LinkedRows:
                 filled[:, step] = x
         if self.link is None:
             self.link = x.new_empty_strided(filled.shape, (0, 0, 0))
-        own, self.link = _Linked.apply(self.link, x, filled, step)
+        self.link = _Link.apply(self.link, x, step)
         self.filled, self.version, self.holds_what_arrived = filled, filled._version, False
-        return own
+        return _Shown.apply(self.link, filled)
 
     def _reusable(self) -> Tensor | None:
         filled = self.filled
@@ -404,8 +404,8 @@ class _LinkedRows:
         return filled if _holders(filled) == _ONE_HOLDER else None
 
 
-class _Linked(torch.autograd.Function):
-    """One step's tensor, as if stacked from what arrived, and a link for the next step's node.
+class _Link(torch.autograd.Function):
+    """The link of one step, from that of the step before and what arrived: for gradients, the stack of all that arrived.
 
     The gradient by row s belongs to what arrived at step s, and node s alone can pass it there. So each node
     takes its own row of the gradient and hands all of it on, uncopied, to the node before. A link is of the
@@ -413,17 +413,30 @@ class _Linked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, link: Tensor, x: Tensor, filled: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, link: Tensor, x: Tensor, step: int) -> Tensor:
         ctx.step = step
-        ctx.set_materialize_grads(False)
-        # Detached, not ``.data``: a write that autograd should have been asked about then raises in backward.
-        return filled.detach(), link.new_empty_strided(link.shape, (0, 0, 0))
+        return link.new_empty_strided(link.shape, (0, 0, 0))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
-        own, link = grads
-        total = own if link is None else link if own is None else own + link
-        return total, None if total is None else total[:, ctx.step], None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        return grad, grad[:, ctx.step], None
+
+
+class _Shown(torch.autograd.Function):
+    """What the hook is given: the values of ``filled``, the gradients of ``link``.
+
+    A node apart, so that a hook on this tensor's gradient runs only where the tensor has one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, link: Tensor, filled: Tensor) -> Tensor:
+        # Detached, not ``.data``: a write that autograd should have been asked about then raises in backward.
+        return filled.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 class _SharedRows(_Rows):

@@ -290,8 +290,8 @@ def test_control_memory_that_a_hook_wrote_in_must_not_be_shown_again(
 def test_control_gradients_of_earlier_positions_need_the_chain(
     function: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = hook_points._Linked.backward
-    monkeypatch.setattr(hook_points._Linked, "backward", staticmethod(lambda ctx, *g: (None, *whole(ctx, *g)[1:])))
+    own_row = staticmethod(lambda ctx, grad: (None, grad[:, ctx.step], None))
+    monkeypatch.setattr(hook_points._Link, "backward", own_row)
     if function is edit_one_step:  # looks at one position only
         assert_same_loss_and_gradients(function, POINT)
     else:
@@ -381,6 +381,24 @@ def test_what_another_hook_wrote_in_a_tensor_and_let_go_is_not_shown_at_the_next
     assert_close(loss, wanted, **exact)
     for got, want in zip(gradients(model, loss, case), gradients(model, wanted, case), strict=True):
         assert_close(got, want, **exact)
+
+
+@step_points
+def test_hooks_on_the_gradient_of_what_a_hook_was_given_run_where_there_is_one(point: Point) -> None:
+    seen: list[tuple[int, Tensor]] = []
+
+    def watch(case: Case, x: Tensor, t: int) -> Tensor | None:
+        x.register_hook(lambda grad: seen.append((t, grad.clone())))
+        return x * case.weight if t == 1 else x + x.sum(1, keepdim=True) if t == 2 else None
+
+    model = make_model()
+    (loss, case), (wanted, reference) = both_losses(model, watch, point)
+    gradients(model, loss, case)
+    got = sorted(seen, key=lambda pair: pair[0])
+    assert [t for t, _ in got] == [1, 2]  # the others were never used
+    seen.clear()
+    gradients(model, wanted, reference)
+    assert_close(dict(got), {t: grad for t, grad in seen if t in (1, 2)}, **exact)
 
 
 @stateless
