@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from analyses.errors import MetricError, SourceError
 from hooked_rnn import HookedRNN
@@ -140,7 +139,7 @@ class _PatchWhere:
 
 def _masks(patches: Int[Tensor, " patch"], shape: torch.Size) -> Bool[Tensor, "patch pos #d"]:
     """True at one position, or at one neuron of one position, numbered in the shape [pos] or [pos, d]."""
-    masks = functional.one_hot(patches, shape.numel()).bool()
+    masks = patches[:, None] == torch.arange(shape.numel(), device=patches.device)
     return masks.view(len(patches), shape[0], -1)
 
 

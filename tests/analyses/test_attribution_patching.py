@@ -322,12 +322,13 @@ def test_what_a_hook_cuts_off_has_no_effect_and_what_lies_above_has_its_own(froz
     assert not got.any()  # nothing of layer 0 is seen above, where both runs are then the same
     model.reset_hooks()
     model.add_hook("blocks.1.hook_preact", lambda x, hook: x.detach())
-    got = attribution_patch(model, CLEAN, CORRUPTED, logit_difference, activation="preact").summed()
-    assert not got[0].any()
     h = 1e-5
-    slopes = (effects(model, "preact", logit_difference, h) - effects(model, "preact", logit_difference, -h)) / (2 * h)
-    assert_close(got[1, -1], slopes[1, -1], rtol=1e-6, atol=1e-9)
-    assert got[1, -1].abs() > 1e-3
+    for kind in ("preact", "hidden"):
+        got = attribution_patch(model, CLEAN, CORRUPTED, logit_difference, activation=kind).summed()
+        assert not got[0].any()
+        up, down = (effects(model, kind, logit_difference, size)[1, -1] for size in (h, -h))
+        assert_close(got[1, -1], (up - down) / (2 * h), rtol=1e-6, atol=1e-9)
+        assert got[1, -1].abs() > 1e-3
 
 
 def test_a_hook_that_counts_on_its_batch_is_given_it() -> None:
