@@ -41,6 +41,11 @@ def edit_one_step(model: HookedRNN, tokens: torch.Tensor) -> Any:
     return model.run_with_hooks(tokens, fwd_hooks=[(POINT, edit)])
 
 
+def edit_one_step_point(model: HookedRNN, tokens: torch.Tensor) -> Any:
+    point = f"blocks.0.steps.{EDITED}.hook_hidden"
+    return model.run_with_hooks(tokens, fwd_hooks=[(point, lambda x, hook: torch.zeros_like(x))])
+
+
 def edit_each_step(model: HookedRNN, tokens: torch.Tensor) -> Any:
     def edit(x: torch.Tensor, hook: Any) -> None:
         x[:, hook.step] *= 0.5
@@ -56,6 +61,8 @@ class Case:
     run: Pass
     goal: float | None = None
     backward: bool = False
+    step_points: bool = False
+    """Whether every step has points of its own."""
 
 
 PLAIN = [Case("plain", plain), Case("plain, forward and backward", plain, backward=True)]
@@ -64,9 +71,11 @@ CASES = [
     Case("capture hook_hidden", capture, 1.3),
     Case("capture hook_hidden, device given", capture_to_device, 1.3),
     Case("edit one step", edit_one_step, 1.5),
+    Case("edit one step, at its own point", edit_one_step_point, 1.5, step_points=True),
     Case("edit each step", edit_each_step, 3.0),
     Case("capture hook_hidden, forward and backward", capture, backward=True),
     Case("edit one step, forward and backward", edit_one_step, backward=True),
+    Case("edit one step, at its own point, forward and backward", edit_one_step_point, backward=True, step_points=True),
 ]
 
 MEMORY = [case for case in CASES if case.run in (capture, capture_to_device) and not case.backward]
@@ -87,6 +96,7 @@ def comparisons(threads: int) -> Iterator[Comparison]:
 def timed(case: Case, n_steps: int) -> Callable[[], object]:
     """The case's pass over sequences of one length, with the backward pass where it has one."""
     model, tokens = of_length(n_steps)
+    model.set_use_step_hooks(case.step_points, n_steps)
 
     def run() -> None:
         with torch.set_grad_enabled(case.backward):
