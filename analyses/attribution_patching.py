@@ -205,7 +205,7 @@ def _names(model: HookedRNN, activation: str) -> list[str]:
 
 
 def _of_one_shape(model: HookedRNN, clean: TokensLike, corrupted: TokensLike) -> tuple[Tensor, Tensor]:
-    pair = model.to_tokens(clean), model.to_tokens(corrupted)
+    pair = model.to_input(clean), model.to_input(corrupted)
     if pair[0].shape != pair[1].shape:
         raise SourceError(
             f"the clean tokens have shape {list(pair[0].shape)}: expected {list(pair[1].shape)}, as the corrupted ones"

@@ -74,7 +74,7 @@ class Lattice:
     @classmethod
     def of(cls, model: HookedRNN, tokens: TokensLike) -> "Lattice":
         """That of a model's run on these tokens."""
-        return cls(model.cfg.n_layers, model.to_tokens(tokens).shape[1])
+        return cls(model.cfg.n_layers, model.to_input(tokens).shape[1])
 
     @property
     def edges(self) -> frozenset[Edge]:
@@ -305,10 +305,10 @@ def _values(
     model: HookedRNN, tokens: TokensLike, source: TokensLike | ActivationCache, names: Iterable[str], initial_state: Any
 ) -> dict[str, Tensor]:
     """Activations of the run on ``source``, checked to fit the run on ``tokens``."""
-    shape = model.to_tokens(tokens).shape
+    shape = model.to_input(tokens).shape
     if isinstance(source, ActivationCache):
         return {name: _cached(source.cache_dict, name, tuple(shape[:2])) for name in names}
-    if (given := model.to_tokens(source).shape) != shape:
+    if (given := model.to_input(source).shape) != shape:
         raise SourceError(f"the source's tokens have shape {list(given)}: expected {list(shape)}, as the tokens")
     names = list(names)
     if not names:

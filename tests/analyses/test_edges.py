@@ -15,7 +15,6 @@ from transformer_lens.hook_points import HookPoint
 from analyses.edges import WAYS, Edge, Lattice, Node, edge_hooks, patch_edges, patch_paths, path_hooks, path_patch
 from analyses.errors import EdgeError, PathError, SourceError
 from hooked_rnn import HookedRNN, HookedRNNConfig
-from hooked_rnn.hook_points import IsolatedHookPoint, StepHookPoint
 
 BATCH, STEPS, LAYERS, VOCAB, ANSWERS = 3, 4, 3, 7, 6
 exact = {"rtol": 0.0, "atol": 1e-12}
@@ -29,13 +28,16 @@ every_node = pytest.mark.parametrize("node", NODES, ids=str)
 architectures = pytest.mark.parametrize(("act_fn", "bias"), list(itertools.product(("tanh", "relu"), (True, False))))
 
 
-def make_model(n_layers: int = LAYERS, act_fn: str = "tanh", bias: bool = True, seed: int = 0) -> HookedRNN:
+def make_model(
+    n_layers: int = LAYERS, act_fn: str = "tanh", bias: bool = True, seed: int = 0, cell: str = "rnn"
+) -> HookedRNN:
     cfg = HookedRNNConfig(
         d_vocab=VOCAB,
         d_vocab_out=ANSWERS,
         d_model=5,
         d_hidden=8,
         n_layers=n_layers,
+        cell=cell,
         act_fn=act_fn,
         bias=bias,
         seed=seed,
@@ -330,48 +332,18 @@ def edges_by_walking(sender: Node, receiver: Node) -> set[Edge]:
     return edges
 
 
-# A block whose state goes on past the product with W_hh too
+# Gated cells, whose state goes on past the product with W_hh too
 
 
-class Leaky(nn.Module):
-    """A stand-in for an LSTM: c_t = c_{t-1}/2 + tanh(x_t W_ih + h_{t-1} W_hh), h_t = tanh(c_t)."""
-
-    def __init__(self, d_in: int, d_hidden: int, seed: int) -> None:
-        super().__init__()
-        self.W_ih = nn.Parameter(normal(d_in, d_hidden, seed=seed) / d_in**0.5)
-        self.W_hh = nn.Parameter(normal(d_hidden, d_hidden, seed=seed + 1) / d_hidden**0.5)
-        self.hook_recurrent, self.hook_carry = StepHookPoint(), StepHookPoint()
-        self.hook_cell, self.hook_hidden = StepHookPoint(), StepHookPoint()
-        self.hook_out = IsolatedHookPoint()
-
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Tensor]:
-        n_steps = x.shape[1]
-        points = (self.hook_recurrent, self.hook_carry, self.hook_cell, self.hook_hidden)
-        recurrent, carry, cell, hidden = (point.loop(n_steps) for point in points)
-        c = h = x.new_zeros(len(x), len(self.W_hh))
-        out = []
-        for t in range(n_steps):
-            c = cell(carry(c, t) / 2 + torch.tanh(x[:, t] @ self.W_ih + recurrent(h @ self.W_hh, t)), t)
-            h = hidden(torch.tanh(c), t)
-            out.append(h)
-        return self.hook_out(torch.stack(out, dim=1)), h
-
-
-def leaky_model() -> HookedRNN:
-    model = make_model()
-    model.blocks = nn.ModuleList(Leaky(5 if layer == 0 else 8, 8, seed=10 * layer) for layer in range(LAYERS))
-    model.setup()
-    return model
-
-
-class LeakyUnrolled:
-    """Every node's hidden state and cell, of the network whose edges carry pairs of both."""
+class GatedUnrolled:
+    """Every node's hidden state and cell (a GRU's cell is its hidden state), with edges that carry pairs of both."""
 
     def __init__(
         self, model: HookedRNN, tokens: Tensor, carry: Any = lambda edge, h, c: (h, c), nodes: Any = ()
     ) -> None:
         self.h: dict[Node, Tensor] = {}
         self.c: dict[Node, Tensor] = {}
+        step = {"gru": self.gru, "lstm": self.lstm}[model.cfg.cell]
         nodes, logits = dict(nodes), []
         for t in range(tokens.shape[1]):
             below = model.W_E[tokens[:, t]]
@@ -379,11 +351,23 @@ class LeakyUnrolled:
                 h = c = torch.zeros(len(tokens), 8, dtype=torch.float64)
                 if t > 0:
                     h, c = carry(Edge(layer, t - 1, "onward"), self.h[layer, t - 1], self.c[layer, t - 1])
-                c = c / 2 + torch.tanh(below @ block.W_ih + h @ block.W_hh)
-                self.h[layer, t], self.c[layer, t] = nodes.get((layer, t), (torch.tanh(c), c))
+                made = step(below @ block.W_ih + block.b_ih, h @ block.W_hh + block.b_hh, c)
+                self.h[layer, t], self.c[layer, t] = nodes.get((layer, t), made)
                 below, _ = carry(Edge(layer, t, "upward"), self.h[layer, t], self.c[layer, t])
             logits.append(below @ model.W_U + model.b_U)
         self.logits = torch.stack(logits, dim=1)
+
+    @staticmethod
+    def gru(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        r, z = torch.sigmoid(x[:, :8] + h[:, :8]), torch.sigmoid(x[:, 8:16] + h[:, 8:16])
+        new = (1 - z) * torch.tanh(x[:, 16:] + r * h[:, 16:]) + z * c
+        return new, new
+
+    @staticmethod
+    def lstm(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        i, f, g, o = (x + h).split(8, dim=1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
 
     def along(self, edges: Any) -> Any:
         return lambda edge, h, c: (
@@ -391,13 +375,14 @@ class LeakyUnrolled:
         )
 
 
-def test_an_edge_onward_carries_the_state_past_the_product_too() -> None:
-    model = leaky_model()
-    assert_close(model(TOKENS), LeakyUnrolled(model, TOKENS).logits, **exact)
-    source, clean = LeakyUnrolled(model, SOURCE), LeakyUnrolled(model, TOKENS)
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_an_edge_onward_carries_the_state_past_the_product_too(cell: str) -> None:
+    model = make_model(cell=cell)
+    assert_close(model(TOKENS), GatedUnrolled(model, TOKENS).logits, **exact)
+    source, clean = GatedUnrolled(model, SOURCE), GatedUnrolled(model, TOKENS)
     for edge in EDGES:
         got = patch_edges(model, TOKENS, SOURCE, [edge])
-        assert_close(got, LeakyUnrolled(model, TOKENS, source.along({edge})).logits, **exact)
+        assert_close(got, GatedUnrolled(model, TOKENS, source.along({edge})).logits, **exact)
         if edge.to == "onward":
             hooks = edge_hooks(model, TOKENS, SOURCE, [edge])
             assert [name.rpartition(".")[2] for name, _ in hooks] == ["hook_recurrent", "hook_carry"]
@@ -405,11 +390,21 @@ def test_an_edge_onward_carries_the_state_past_the_product_too() -> None:
     for seed, node in enumerate(NODES):
         allowed = frozenset(e for e, x in zip(EDGES, normal(len(EDGES), seed=seed), strict=True) if x > -0.5)
         sender = {node: (source.h[node], source.c[node])}
-        expected = LeakyUnrolled(model, TOKENS, clean.along(frozenset(EDGES) - allowed), sender)
+        expected = GatedUnrolled(model, TOKENS, clean.along(frozenset(EDGES) - allowed), sender)
         assert_close(patch_paths(model, TOKENS, SOURCE, node, allowed), expected.logits, **exact)
-        whole = LeakyUnrolled(model, TOKENS, nodes=sender).logits
+        whole = GatedUnrolled(model, TOKENS, nodes=sender).logits
         assert_close(path_patch(model, TOKENS, SOURCE, node, node), whole, **exact)
-        assert differ(whole, node_patched(model, node)) == (node[1] < STEPS - 1)  # which leaves the cell behind
+        leaves_the_cell_behind = differ(whole, node_patched(model, node))
+        assert leaves_the_cell_behind == (cell == "lstm" and node[1] < STEPS - 1)
+
+
+def test_edges_of_a_network_driven_by_signals() -> None:
+    model = HookedRNN(
+        HookedRNNConfig(input="continuous", d_in=2, d_vocab_out=3, d_model=4, d_hidden=5, n_layers=2, cell="gru")
+    )
+    x, y = torch.randn(2, 3, 4, 2, generator=torch.Generator().manual_seed(0)).unbind(0)
+    assert_close(path_patch(model, x, y, (0, 0), (0, 0))[:, 0], model(y)[:, 0])
+    assert not torch.allclose(path_patch(model, x, y, (0, 0), (0, 0))[:, 0], model(x)[:, 0])
 
 
 # Hooks of the user's, gradients, what is left behind
