@@ -27,13 +27,16 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 architectures = pytest.mark.parametrize(("act_fn", "bias"), list(itertools.product(("tanh", "relu"), (True, False))))
 
 
-def make_model(n_layers: int = LAYERS, act_fn: str = "tanh", bias: bool = True, seed: int = 0) -> HookedRNN:
+def make_model(
+    n_layers: int = LAYERS, act_fn: str = "tanh", bias: bool = True, seed: int = 0, cell: str = "rnn"
+) -> HookedRNN:
     cfg = HookedRNNConfig(
         d_vocab=VOCAB,
         d_vocab_out=ANSWERS,
         d_model=4,
         d_hidden=HIDDEN,
         n_layers=n_layers,
+        cell=cell,
         act_fn=act_fn,
         bias=bias,
         seed=seed,
@@ -169,6 +172,40 @@ def test_it_agrees_with_finite_differences_of_each_neuron(kind: str) -> None:
     assert_close(got, measured, rtol=1e-6, atol=1e-9)
     assert not torch.allclose(got, -measured, rtol=1e-2, atol=1e-6)
     assert not torch.allclose(got, measured.roll(1, dims=1), rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        ("gru", "hidden"),
+        ("gru", "reset"),
+        ("gru", "carry"),
+        ("lstm", "hidden"),
+        ("lstm", "cell"),
+        ("lstm", "forget_gate"),
+    ],
+)
+def test_in_a_gated_cell_too(cell: str, kind: str) -> None:
+    model, size = make_model(cell=cell), 1e-5
+    got = attribution_patch(model, CLEAN, CORRUPTED, curved, activation=kind)
+    _, clean = model.run_with_cache(CLEAN)
+    _, corrupted = model.run_with_cache(CORRUPTED)
+    expected = torch.zeros_like(got.per_neuron)
+    for layer, pos, neuron in itertools.product(*map(range, expected.shape)):
+        direction = (clean[kind, layer] - corrupted[kind, layer])[:, pos, neuron]
+
+        def moved(by: float, pos: int = pos, neuron: int = neuron, direction: Tensor = direction) -> Callable:
+            def hook(x: Tensor, hook: HookPoint) -> None:
+                if hook.step == pos:
+                    x[:, pos, neuron] += by * direction
+
+            return hook
+
+        name = f"blocks.{layer}.hook_{kind}"
+        up, down = (curved(model.run_with_hooks(CORRUPTED, fwd_hooks=[(name, moved(by))])) for by in (size, -size))
+        expected[layer, pos, neuron] = (up - down).detach() / (2 * size)
+    assert_close(got.per_neuron, expected, rtol=1e-5, atol=1e-10)
+    assert not torch.allclose(got.per_neuron, expected.roll(1, dims=1), rtol=1e-2, atol=1e-8)
 
 
 def test_it_is_exact_to_first_order() -> None:
