@@ -29,3 +29,19 @@ class RemovalSiteError(HookedRNNError, ValueError):
 
 class ReportError(HookedRNNError, ValueError):
     """A model that the report cannot be about, or a directory that it cannot be written to."""
+
+
+class EdgeError(HookedRNNError, ValueError):
+    """A node or an edge that the unrolled network does not have."""
+
+
+class PathError(HookedRNNError, ValueError):
+    """A receiver that no path from the sender reaches."""
+
+
+class SourceError(HookedRNNError, ValueError):
+    """A run to patch from that does not fit the run to be patched."""
+
+
+class MetricError(HookedRNNError, ValueError):
+    """A metric whose value is no scalar, or has no gradient where one is needed."""

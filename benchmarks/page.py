@@ -8,6 +8,17 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
+BESIDE_OTHERS = [
+    "Where each is ahead, of HookedRNN, torch hooks and nnsight, on the notes of the last column of *beside others*. HookedRNN is ahead in capturing the",
+    "hidden states as one tensor, at all three sizes: its loop has put them into one, which the cache holds, while the others stack what they kept a second time.",
+    "Left as a list, torch hooks and nnsight are ahead at T = 32, HookedRNN at T = 2 and, narrowly, at T = 256. Torch hooks and nnsight are ahead in",
+    "editing one step of a long sequence, by about 30% of HookedRNN's time at T = 32 and T = 256: they write one [batch, d] state at one call, while a",
+    "hook of HookedRNN is called at every step, with all steps so far in a tensor of its own. At T = 2 edits are about level.",
+    "Other work ran beside this benchmark: where a row's least and largest are far apart (above all at T = 2, where the ratios over a side's own plain",
+    "forward differed from run to run by more than the hooks cost), the median is a rough figure.",
+]
+"""Held against the results by tests/test_beside_others.py."""
+
 
 def page() -> str:
     """A table for each file of results."""
@@ -30,6 +41,17 @@ def _head() -> list[str]:
         "  plain forward of those pairs: seconds of the whole lattice, what it computes beforehand included, over the number of subsets.",
         "- *from seed to 99%*: 60% of the pairs, the same pairs and initial weights on both sides, evaluated after every 25 steps; `nn.RNN` with AdamW at",
         "  learning rate 1e-3, weight decay 1, betas 0.9 and 0.98, at most 5,000 steps. Other work ran beside it: both sides' seconds are too long.",
+        "- *long sequences*: batch 64, d_hidden 256, one layer, no_grad unless a row says backward, over the plain pass of the same model. *Device given*:",
+        "  moved once, after the last step. *Edit one step*: a hook on `hook_hidden` that writes where `hook.step` is 100; *at its own point*: on",
+        "  `steps.100.hook_hidden`. *Peak memory*: by the allocator's own count. *Growth*: read it beside the plain pass's, which grows a little over",
+        "  2 per doubling itself; that costs are linear is held by counts of elements in tests/hooked_rnn/test_long_sequences.py.",
+        "- *beside others*: one layer, d_model 128, d_hidden 256, no_grad. *HookedRNN*: `run_with_cache` of `hook_hidden`, and `run_with_hooks` with a hook that",
+        "  doubles it at the middle step. The others do the same on a loop of `nn.RNNCell` with the same weights. *torch hooks*: `register_forward_hook` on the",
+        "  cell, with a counter of calls. *nnsight*: `tracer.iter` over the cell's calls. *Capture*: one tensor [batch, pos, d], which the others have to",
+        "  stack; *a list*: not stacked. Before anything is timed, captured states and edited logits have to agree to 1e-5 of the largest. nnsight is",
+        "  installed for this alone: `pip install -c constraints.txt -e '.[benchmarks]'`, then `python -m benchmarks beside_others`.",
+        "",
+        *BESIDE_OTHERS,
         "",
         "This page is written by `python -m benchmarks.page` from `benchmarks/results/`.",
     ]
