@@ -25,3 +25,11 @@ class ActivationError(HookedRNNError, ValueError):
 
 class ReportError(HookedRNNError, ValueError):
     """A model that the report cannot be about, or a directory that it cannot be written to."""
+
+
+class OracleError(HookedRNNError, ValueError):
+    """An analytic network that cannot be built, or that would not be exactly right."""
+
+
+class RuleError(HookedRNNError, ValueError):
+    """A rule, or a threshold of one, that nobody knows."""
