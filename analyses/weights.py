@@ -1,5 +1,7 @@
 """Every weight of a model that has an axis of numbers, as tokens or as answers, directly or by composition."""
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -23,13 +25,24 @@ def number_weights(adder: Adder) -> dict[str, Float[Tensor, "p _d"]]:
     return found | {"W_U": adder.W_U.T}
 
 
+def product(*matrices: Float[Tensor, "*_head _n _m"]) -> Float[Tensor, "*_head _n _m"]:
+    """Their product; zeros where it is no more than rounding, since the directions of that mean nothing.
+
+    Raises:
+        RuntimeError: torch's, for shapes that do not go together.
+    """
+    found = functools.reduce(torch.matmul, matrices)
+    largest = math.prod(float(matrix.norm()) for matrix in matrices)
+    return found if float(found.norm()) > 10 * torch.finfo(found.dtype).eps * largest else torch.zeros_like(found)
+
+
 def _of_recurrent(adder: Adder) -> dict[str, Tensor]:
     """The first layer reads the embedding, the last writes the logits; a gated cell's gates stand side by side."""
     blocks: Any = adder.model.blocks
-    found = {"W_E W_ih": adder.W_E @ blocks[0].W_ih.detach()}
+    found = {"W_E W_ih": product(adder.W_E, blocks[0].W_ih.detach())}
     W_hh = blocks[-1].W_hh.detach()
     if W_hh.shape[0] == W_hh.shape[1]:  # with gates, what W_hh makes is not what W_U reads
-        found["W_hh W_U"] = (W_hh @ adder.W_U).T
+        found["W_hh W_U"] = product(W_hh, adder.W_U).T
     return found
 
 
@@ -41,12 +54,12 @@ def _of_residual(adder: Adder) -> dict[str, Tensor]:
         suffix = f"[{layer}]" if layer else ""
         for name in ("W_Q", "W_K", "W_V", "W_in"):
             if _fits(adder.W_E, W[name]):
-                found[f"W_E {name}{suffix}"] = _side_by_side(adder.W_E @ W[name])
+                found[f"W_E {name}{suffix}"] = _side_by_side(product(adder.W_E, W[name]))
         if _fits(adder.W_E, W["W_V"]) and W["W_O"] is not None and len(W["W_V"]) == len(W["W_O"]):
-            found[f"W_E W_V W_O{suffix}"] = _side_by_side(adder.W_E @ W["W_V"] @ W["W_O"])
+            found[f"W_E W_V W_O{suffix}"] = _side_by_side(product(adder.W_E, W["W_V"], W["W_O"]))
         for name in ("W_O", "W_out"):
             if _fits(W[name], adder.W_U):
-                found[f"{name} W_U{suffix}"] = (W[name] @ adder.W_U).flatten(0, -2).T
+                found[f"{name} W_U{suffix}"] = product(W[name], adder.W_U).flatten(0, -2).T
     return found
 
 

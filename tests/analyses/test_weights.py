@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from planted import circles, exact, fourier_adder, normal, random_model
+from planted import circles, fourier_adder, normal, random_model
 from test_adder import MLP, transformer
 from torch import nn
 from torch.testing import assert_close
@@ -79,5 +79,16 @@ def test_compositions_are_products() -> None:
         assert_close(weights["W_E W_V W_O"][:, 12 * head : 12 * head + 12], W_E @ W_V[head] @ W_O[head])
         assert_close(weights["W_O W_U"][:, 4 * head : 4 * head + 4], (W_O[head] @ model.W_U[:, :P]).T)
     assert_close(weights["W_out W_U"], (model.W_out[0] @ model.W_U[:, :P]).T)
-    rnn = fourier_adder(P, (1, 2), (1.0, 1.0), phases=8)
-    assert_close(number_weights(adder_of(rnn))["W_hh W_U"], (rnn.blocks[0].W_hh @ rnn.W_U).T, **exact)
+    rnn = random_model(ModularAddition(P))
+    assert_close(number_weights(adder_of(rnn))["W_E W_ih"], rnn.W_E @ rnn.blocks[0].W_ih, rtol=0.0, atol=1e-6)
+    assert_close(number_weights(adder_of(rnn))["W_hh W_U"], (rnn.blocks[0].W_hh @ rnn.W_U).T, rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_product_that_is_rounding_is_zero(dtype: torch.dtype) -> None:
+    # the oracle's W_U reads the second harmonic of the phases, which the ReLU makes of the first that W_hh writes
+    weights = number_weights(adder_of(fourier_adder(P, (1, 2), (1.0, 1.0), phases=8, dtype=dtype)))
+    assert not weights["W_hh W_U"].any()
+    assert weights["W_E W_ih"].any()
+    noisy = fourier_adder(P, (1, 2), (1.0, 1.0), phases=8, dtype=dtype, noise=1e-4)
+    assert number_weights(adder_of(noisy))["W_hh W_U"].any()
