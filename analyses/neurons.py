@@ -114,7 +114,7 @@ class Neurons:
         if family not in self.coefficients:
             raise FamilyError(f"unknown family {family!r}: expected {choices(self.coefficients)}")
         index = (self.frequency - 1).clamp(min=0)
-        return self.coefficients[family][torch.arange(len(index)), index]
+        return self.coefficients[family][torch.arange(len(index), device=index.device), index]
 
 
 def cluster_neurons(
