@@ -64,8 +64,11 @@ def _of_residual(adder: Adder) -> dict[str, Tensor]:
 
 
 def _n_layers(model: Any) -> int:
-    stacked = getattr(model, "W_in", None)
-    return len(stacked) if stacked is not None and stacked.ndim == 3 else 1
+    for name, stacked in (("W_in", 3), ("W_V", 4)):  # attention alone has no W_in
+        weight = getattr(model, name, None)
+        if weight is not None and weight.ndim == stacked:
+            return len(weight)
+    return 1
 
 
 def _of_layer(model: Any, name: str, layer: int) -> Any:

@@ -1,5 +1,6 @@
 """Weights with an axis of numbers, on every kind of model: by name, and turned so that the numbers are rows."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +83,18 @@ def test_compositions_are_products() -> None:
     rnn = random_model(ModularAddition(P))
     assert_close(number_weights(adder_of(rnn))["W_E W_ih"], rnn.W_E @ rnn.blocks[0].W_ih, rtol=0.0, atol=1e-6)
     assert_close(number_weights(adder_of(rnn))["W_hh W_U"], (rnn.blocks[0].W_hh @ rnn.W_U).T, rtol=0.0, atol=1e-6)
+
+
+def test_layers_above_the_first_have_their_number() -> None:
+    model = transformer(P)
+    stacked = {name: torch.cat([getattr(model, name)] * 2) for name in ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out")}
+    two = SimpleNamespace(W_E=model.W_E, W_U=model.W_U, **stacked)
+    weights = number_weights(adder_of(two))
+    assert [name for name in weights if name.endswith("[1]")] == [f"{name}[1]" for name in ATTENTION]
+    for name in ATTENTION:
+        assert torch.equal(weights[f"{name}[1]"], weights[name])
+    attention_alone = SimpleNamespace(W_E=model.W_E, W_U=model.W_U, W_V=stacked["W_V"], W_O=stacked["W_O"])
+    assert "W_E W_V W_O[1]" in number_weights(adder_of(attention_alone))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
