@@ -68,6 +68,13 @@ def test_every_rule_counts_planted_singular_values() -> None:
         assert candidate.holds["nuclear"] == pytest.approx(sum(values[:n]) / sum(values))
 
 
+@torch.no_grad()
+def test_the_elbow_is_not_looked_for_in_the_smaller_half() -> None:
+    model = random_model(TASK, d_model=32, d_hidden=24).double()
+    model.embed.W_E.copy_(with_values((P, 32), [8.0] * 4 + [4.0] * 7 + [0.01]))
+    assert row(candidates(Adder(model, TASK)).rows, "W_E", "elbow").components == 4
+
+
 def test_random_weights_have_no_frequencies_and_nothing_above_noise() -> None:
     found = candidates(Adder(random_model(TASK), TASK))
     assert found.key.frequencies == []

@@ -58,6 +58,14 @@ def test_too_few_neurons_are_an_error_and_would_be_wrong() -> None:
     assert accuracy(fourier_adder(31, [5], neurons=6, check=False), ModularAddition(31)) < 1.0
 
 
+@pytest.mark.parametrize(("p", "frequency"), [(31, 5), (113, 56), (45, 9), (45, 15)])
+def test_the_least_number_of_neurons_is_the_least_even_one_of_the_bound(p: int, frequency: int) -> None:
+    n, bound = least_neurons(p, frequency), math.sin(math.pi * math.gcd(frequency, p) / p)
+    assert n % 2 == 0
+    assert aliasing(n) < bound
+    assert n == 6 or aliasing(n - 2) >= bound
+
+
 def test_an_odd_number_of_neurons_is_an_error() -> None:
     with pytest.raises(OracleError, match="33 neurons for frequency 2: expected an even number"):
         fourier_adder(31, [5, 2], neurons=[32, 33])

@@ -101,6 +101,12 @@ def test_nyquist_has_no_partner_and_zeros_have_no_pairs() -> None:
     assert (nothing.pairs, nothing.mean_purity, float(nothing.energy_by_frequency.sum())) == ([], 0.0, 0.0)
 
 
+def test_two_vectors_that_are_both_mostly_nyquist_are_no_pair() -> None:
+    (nyquist,), others = FourierBasis(6).functions([3]), FourierBasis(6).functions([1, 2])[[0, 2]].sum(0) / 2**0.5
+    weight = torch.stack([2 * (nyquist + others), nyquist - others], dim=1)
+    assert [(pair.frequency, pair.components) for pair in singular_pairs(weight, 6).pairs] == [(3, (0,)), (3, (1,))]
+
+
 def test_rows_that_are_not_the_numbers_are_an_error() -> None:
     with pytest.raises(ModulusError, match="expected length p=13"):
         singular_pairs(normal(12, 4), 13)
