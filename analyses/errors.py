@@ -19,6 +19,14 @@ class GridError(HookedRNNError, ValueError):
     """A batch that is not the full grid of pairs, for an operator that needs it."""
 
 
+class OracleError(HookedRNNError, ValueError):
+    """An analytic network that cannot be built, or that would not be exactly right."""
+
+
+class RuleError(HookedRNNError, ValueError):
+    """A rule, or a threshold of one, that nobody knows."""
+
+
 class ActivationError(HookedRNNError, ValueError):
     """An activation that an operator cannot be about, such as one without a position axis."""
 
