@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.utilities import Slice, get_act_name, remove_batch_dim
+from transformer_lens.utilities import Slice, remove_batch_dim
 
 from hooked_rnn.errors import TransformerOnlyError, UnknownHookPointError, choices
 from hooked_rnn.hook_points import ObservingHook
