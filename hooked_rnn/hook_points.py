@@ -294,7 +294,6 @@ class _BackwardLoop:
             self.tensors = {}
         self.task, self.reached = task, step
 
-
     def _check_goes_on(self, step: int) -> None:
         """Refuse gradients that would be zero for no reason but that the pass ends inside the loop.
 

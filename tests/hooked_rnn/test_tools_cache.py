@@ -34,7 +34,13 @@ def with_steps(cell: str, **fields: Any) -> Any:
     return model
 
 
-@works("HookedRootModule.run_with_cache", "ActivationCache.keys", "ActivationCache.values", "ActivationCache.items")
+@works(
+    "HookedRootModule.run_with_cache",
+    "ActivationCache",
+    "ActivationCache.keys",
+    "ActivationCache.values",
+    "ActivationCache.items",
+)
 @every_cell
 def test_the_cache_holds_every_value_of_the_unrolled_network(cell: str) -> None:
     model = with_steps(cell)
@@ -200,7 +206,6 @@ def test_a_name_that_the_cache_lacks_is_one_error_that_says_which_kind() -> None
 @works(
     "ActivationCache.logit_attrs",
     "ActivationCache.apply_ln_to_stack",
-    "TransformerLensModelWithWeights.tokens_to_residual_directions",
 )
 @every_cell
 def test_logit_attrs_splits_a_logit_into_what_each_neuron_adds(cell: str) -> None:

@@ -33,7 +33,11 @@ def with_steps(cell: str) -> HookedRNN:
 @every_cell
 def test_gradients_where_a_hook_fires_once(cell: str) -> None:
     model = make_model(cell)
-    names = ["hook_embed", "hook_logits", *(f"blocks.{layer}.hook_{k}" for layer in range(LAYERS) for k in ("input", "out"))]
+    names = [
+        "hook_embed",
+        "hook_logits",
+        *(f"blocks.{layer}.hook_{k}" for layer in range(LAYERS) for k in ("input", "out")),
+    ]
     result = cache_activation_and_gradient(model, TOKENS, score, names_filter=names)
     unrolled = by_hand(model)
     metric = score(unrolled.logits)
@@ -85,11 +89,20 @@ def test_first_order_patching_agrees_with_finite_differences(cell: str) -> None:
     assert_close(estimate, slope, rtol=1e-6, atol=1e-8)
 
 
-IN_LOOP = [("relu", "preact"), ("tanh", "hidden"), ("gru", "update"), ("gru", "hidden"), ("lstm", "cell"), ("lstm", "hidden")]
+IN_LOOP = [
+    ("relu", "preact"),
+    ("tanh", "hidden"),
+    ("gru", "update"),
+    ("gru", "hidden"),
+    ("lstm", "cell"),
+    ("lstm", "hidden"),
+]
 
 
 @pytest.mark.parametrize(("cell", "kind"), IN_LOOP)
-def test_inside_the_loop_a_point_has_its_gradients_where_the_pass_goes_on_to_the_embedding(cell: str, kind: str) -> None:
+def test_inside_the_loop_a_point_has_its_gradients_where_the_pass_goes_on_to_the_embedding(
+    cell: str, kind: str
+) -> None:
     model = make_model(cell)
     names = [f"blocks.{layer}.hook_{kind}" for layer in range(LAYERS)]
     unrolled = by_hand(model)

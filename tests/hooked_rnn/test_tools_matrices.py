@@ -13,7 +13,18 @@ from transformer_lens.tools.analysis.projection_kernel import (
     random_projection_kernel_moments,
 )
 from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe, sweep_sparse_probe
-from transformer_lens.utilities import composition_scores, get_matrix_corner, lm_accuracy, lm_cross_entropy_loss, statistics
+from transformer_lens.utilities import (
+    composition_scores,
+    get_corner,
+    get_matrix_corner,
+    lm_accuracy,
+    lm_cross_entropy_loss,
+    logits_to_df,
+    sample_logits,
+    statistics,
+    to_numpy,
+)
+from transformer_lens.utilities.parameter_swap import temporarily_swap_parameter
 from unrolled_cells import BATCH, STEPS, TOKENS, VOCAB, by_hand, every_cell, exact, integers, make_model
 
 
@@ -149,7 +160,7 @@ def test_a_sparse_probe_finds_the_neuron_that_says_what_came_in(cell: str) -> No
     assert_close(result.feature_scores.abs().double(), wanted, rtol=1e-4, atol=1e-4)
     sweep = sweep_sparse_probe(features / scale, labels, ks=[1, 2], n_label_shuffles=20, seed=0)
     assert sweep.results[0].selected_features.tolist() == [planted]
-    assert (sweep.label_shuffle_controls[0].accuracy.mean() < 0.8)  # the control: labels that mean nothing
+    assert sweep.label_shuffle_controls[0].accuracy.mean() < 0.8  # the control: labels that mean nothing
 
 
 @works("bootstrap_ci", "standard_error", "sign_flip_permutation_pvalue", "derive_generator")
@@ -183,7 +194,9 @@ def test_the_loss_of_the_next_token(cell: str) -> None:
     model = make_model(cell, d_vocab_out=VOCAB)
     labels = torch.cat([TOKENS[:, 1:], torch.full((BATCH, 1), -100)], 1)
     logits = by_hand(model).logits
-    assert_close(lm_cross_entropy_loss(model(TOKENS), TOKENS), model(TOKENS, return_type="loss", labels=labels), **exact)
+    assert_close(
+        lm_cross_entropy_loss(model(TOKENS), TOKENS), model(TOKENS, return_type="loss", labels=labels), **exact
+    )
     wanted = (logits.argmax(-1)[:, :-1] == TOKENS[:, 1:]).double().mean()
     assert_close(lm_accuracy(model(TOKENS), TOKENS).double(), wanted)
     with pytest.raises(AssertionError):
@@ -191,3 +204,18 @@ def test_the_loss_of_the_next_token(cell: str) -> None:
         assert_close(lm_cross_entropy_loss(logits, TOKENS), model(TOKENS, return_type="loss", labels=shifted))
 
 
+@works("temporarily_swap_parameter", "to_numpy", "get_corner", "logits_to_df", "sample_logits")
+@every_cell
+def test_small_helpers(cell: str) -> None:
+    model = make_model(cell)
+    logits = by_hand(model).logits.detach()
+    other = make_model(cell, seed=5)
+    with temporarily_swap_parameter(model.unembed.W_U, other.W_U.detach()):
+        hidden = by_hand(model).stacked("out", 1)
+        assert_close(model(TOKENS), hidden @ other.W_U + model.b_U, **exact)
+    assert_close(model(TOKENS), logits, **exact)
+    assert to_numpy(logits).tolist() == logits.tolist()
+    assert_close(get_corner(logits, 2), logits[:2, :2, :2], **exact)
+    frame = logits_to_df(logits[0, -1])
+    assert frame.iloc[0]["token_index"] == logits[0, -1].argmax()
+    assert torch.equal(sample_logits(logits[:, -1], top_k=1), logits[:, -1].argmax(-1))

@@ -104,7 +104,9 @@ def test_a_number_for_each_example_metric_and_baseline(cell: str) -> None:
     assert one.permutation_pvalue().shape == (LAYERS, STEPS)
     frame = result.to_dataframe()
     row = frame.query("metric == 'all' and layer == 1 and pos == 2 and example == 1")
-    assert_close(torch.tensor(row["value"].item()), wanted[1, 2, 1].double().float().double(), **close, check_dtype=False)
+    assert_close(
+        torch.tensor(row["value"].item()), wanted[1, 2, 1].double().float().double(), **close, check_dtype=False
+    )
     # the last hidden state of the top layer is all that the last logits see
     assert_close(result["first"].values[-1, -1], by_hand(model).logits[:, -1, 0].float().detach(), **close)
 

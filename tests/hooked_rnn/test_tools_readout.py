@@ -12,13 +12,20 @@ from unrolled_cells import ANSWERS, LABELS, STEPS, TOKENS, by_hand, every_cell, 
 from hooked_rnn.readout import Readout
 
 
+class Names:
+    """What stands for a tokenizer."""
+
+    def decode(self, ids: list[int]) -> str:
+        return f"#{ids[0]}"
+
+
 def ways(cell: str) -> list[tuple[Any, Any]]:
     """A model, and what to give the tool: the model itself where d_model is d_hidden, and for any widths its Readout."""
     square, oblong = make_model(cell, d_model=4), make_model(cell)
     return [(square, square), (square, Readout(square)), (oblong, Readout(oblong))]
 
 
-@works("logit_readout", "LogitReadout")
+@works("logit_readout", "LogitReadout.*")
 @every_cell
 def test_the_top_layer_s_output_is_read_out_as_the_logits(cell: str) -> None:
     for model, reader in ways(cell):
@@ -33,7 +40,7 @@ def test_the_top_layer_s_output_is_read_out_as_the_logits(cell: str) -> None:
         assert not torch.allclose(logit_readout(reader, cache["out", 0]).values, logits)  # which is not the logits
 
 
-@works("LogitReadout.selected_ids", "LogitReadout.row_ids")
+@works("LogitReadout.*")
 @every_cell
 def test_classes_are_ranked_and_chosen(cell: str) -> None:
     for model, reader in ways(cell):
@@ -45,6 +52,7 @@ def test_classes_are_ranked_and_chosen(cell: str) -> None:
         assert_close(top.values.double(), wanted.values, rtol=1e-5, atol=1e-6)
         assert torch.equal(top.row_ids((0, 1)), wanted.indices[0, 1])
         assert torch.equal(top.selected_ids, wanted.indices)
+        assert top.decode(Names())[0][1] == [f"#{i}" for i in wanted.indices[0, 1].tolist()]
         answers = logit_readout(reader, cache["out", -1], targets=LABELS)
         chosen = logits.gather(-1, LABELS[..., None])
         assert_close(answers.values, chosen, **exact)

@@ -9,8 +9,8 @@ from tool_verdicts import refused
 from transformer_lens import SVDInterpreter, evals, patching
 from transformer_lens.head_detector import detect_head
 from transformer_lens.tools import analysis
-from transformer_lens.tools.analysis.attribution_patching import enumerate_edges, enumerate_nodes
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient as with_gradient
+from transformer_lens.tools.analysis.attribution_patching import enumerate_edges, enumerate_nodes
 from transformer_lens.utilities import move_to_and_update_config, test_prompt
 from unrolled_cells import OTHERS, TOKENS, every_cell, make_model, score
 
@@ -100,7 +100,11 @@ def pairs(model: HookedRNN) -> Any:
 
 TOOLS: dict[str, tuple[Callable[[HookedRNN], Any], type[Exception], str]] = {
     # HookedRNN's errors
-    "direct_logit_attribution": (lambda m: analysis.direct_logit_attribution(m, TOKENS, 3), TransformerOnlyError, "no residual"),
+    "direct_logit_attribution": (
+        lambda m: analysis.direct_logit_attribution(m, TOKENS, 3),
+        TransformerOnlyError,
+        "no residual",
+    ),
     "logit_lens": (lambda m: analysis.logit_lens(m, TOKENS), UnknownHookPointError, "no residual stream"),
     "attribution_patch edges": (
         lambda m: analysis.attribution_patch(m, TOKENS, OTHERS, score, analysis.EdgeAttributionConfig("edge")),
@@ -164,7 +168,7 @@ TOOLS: dict[str, tuple[Callable[[HookedRNN], Any], type[Exception], str]] = {
     "faithfulness",
     "enumerate_nodes",
     "enumerate_edges",
-    "SVDInterpreter",
+    "SVDInterpreter.*",
     "detect_head",
     "sanity_check",
     "induction_loss",
@@ -174,8 +178,7 @@ TOOLS: dict[str, tuple[Callable[[HookedRNN], Any], type[Exception], str]] = {
     "get_act_patch_direct_path",
     "get_act_patch_direct_path_all_sources",
     "attention_head_subspace_affinity",
-    "JacobianLens.fit",
-    "JacobianLens.validate_model",
+    "JacobianLens.*",
     "test_prompt",
     "move_to_and_update_config",
 )
@@ -192,9 +195,13 @@ def test_a_tool_refuses_with_one_error_that_says_why(cell: str, tool: str) -> No
     assert torch.equal(model(TOKENS), before)
 
 
+@refused("TransformerLensModelWithWeights.*")
 def test_what_a_model_lacks_it_does_not_have() -> None:
     model = make_model("lstm")
-    assert not hasattr(model, "tokenizer")
+    for name in ("tokenizer", "ln_final", "accumulated_bias"):
+        assert not hasattr(model, name)
+    with pytest.raises(TransformerOnlyError, match="no tokenizer"):
+        model.to_single_token("12")
     assert not hasattr(model.cfg, "attn_only")
     assert getattr(model.cfg, "d_mlp", None) is None
     assert model.cfg.normalization_type is None

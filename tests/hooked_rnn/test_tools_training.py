@@ -32,7 +32,7 @@ def rows() -> list[dict[str, Tensor]]:
     return [{"tokens": torch.cat([tokens, label[-1:]])} for tokens, label in zip(TOKENS, LABELS, strict=True)]
 
 
-@works("training.train", "training.TrainConfig")
+@works("train", "TrainConfig")
 @every_cell
 def test_training_with_labels_is_adam_on_the_unrolled_network(cell: str) -> None:
     model, reference = make_model(cell), make_model(cell)
