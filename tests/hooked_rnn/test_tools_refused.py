@@ -89,7 +89,7 @@ OTHER_PATCHES = ["resid_pre", "resid_mid", "attn_out", "mlp_out", "block_every"]
 def test_patches_of_a_transformer_s_parts(cell: str, name: str) -> None:
     model = make_model(cell)
     _, clean_cache = model.run_with_cache(TOKENS)
-    with pytest.raises((UnknownHookPointError, TransformerOnlyError), match="no (attention|MLP|residual stream)"):
+    with pytest.raises((UnknownHookPointError, TransformerOnlyError), match=r"no (attention|MLP|residual stream)"):
         getattr(patching, name)(model, OTHERS, clean_cache, score)
     assert model.list_hooks() == {}
 

@@ -143,9 +143,9 @@ def test_the_table_has_no_tool_that_is_none_and_none_twice() -> None:
 
 def test_every_verdict_is_one_that_its_test_shows() -> None:
     shown = claims()
-    assert {row.verdict for row in ROWS} == {"yes", "no", "–"}
+    assert {row.verdict for row in ROWS} == {"yes", "no", "-"}
     for row in ROWS:
-        if row.verdict == "–":
+        if row.verdict == "-":
             assert row.tests == (), row
             continue
         assert row.tests, row
