@@ -16,6 +16,7 @@ As in TransformerLens, all backward hooks at a point are given the gradient of w
 its forward hooks), and the last one to return or to edit a gradient decides what goes on to what came in.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -199,7 +200,10 @@ class _Loop(StepLoop):
         hooks = list(point._backward_hooks.items())
         if not hooks or not (x.requires_grad or left.requires_grad):
             return left
-        return _HookGradient.apply(x, left, partial(self.backward, hooks, step))
+        out = _HookGradient.apply(x, left, partial(self.backward, hooks, step))
+        if out.grad_fn is not None:
+            self.backward.nodes[step] = weakref.ref(out.grad_fn)
+        return out
 
     def room(self, like: Float[Tensor, "batch d"], step: int) -> Float[Tensor, "batch d"] | None:
         first = next(iter(self.point._forward_hooks), None)
@@ -232,6 +236,7 @@ class _Loop(StepLoop):
         version = _version(own)
         with self.point._at(step, self.n_steps):
             result = self.point._run_forward(hook_id, function, own)
+        self.backward.given = weakref.ref(own)
         edited = own if result is None else self.point._checked(result, own)
         return tensor.left(own, edited, x, step, written=version is None or _version(own) != version)
 
@@ -255,10 +260,19 @@ class _BackwardLoop:
         self.tensors: dict[int, _Rows] = {}
         self.task = -1
         self.reached = n_steps
+        self.nodes: dict[int, weakref.ref[Any]] = {}
+        """The graph's node of each step; weak, as the nodes have this object."""
+        self.given: weakref.ref[Tensor] | None = None
+        """What the last forward hook that is no observer was given last."""
 
     def __call__(self, hooks: list[tuple[int, Callable[..., Any]]], step: int, grad: Tensor) -> Tensor | None:
-        """What the hooks make of one step's gradient; None where they leave it alone."""
+        """What the hooks make of one step's gradient; None where they leave it alone.
+
+        Raises:
+            HookError: a forward hook of this point kept what it was given, and the pass ends before the first step.
+        """
         self._begin(step)
+        self._check_goes_on(step)
         replaced = None
         with self.point._at(step, self.n_steps):
             for hook_id, function in hooks:
@@ -279,6 +293,22 @@ class _BackwardLoop:
         if task != self.task or step >= self.reached:
             self.tensors = {}
         self.task, self.reached = task, step
+
+    def _check_goes_on(self, step: int) -> None:
+        """Refuse gradients that would be zero for no reason but that the pass ends inside the loop.
+
+        So it is where a tool differentiates with respect to the tensor that its forward hook kept, which is one
+        step's view and not on the way, and reads the backward hook for gradients.
+        """
+        if step == 0 or self.given is None or self.given() is None:
+            return
+        here, before = (self.nodes.get(t, lambda: None)() for t in (step, step - 1))
+        if before is None or torch._C._will_engine_execute_node(before) or not _leads_to(here, before):
+            return
+        raise HookError(
+            f"{self.point.name} has no gradient at step {step - 1}, as the backward pass ends before it: "
+            "expected step points (blocks.{l}.steps.{t}.hook_*), which have gradients of their own, or run_with_cache(incl_bwd=True)"
+        )
 
 
 class _Rows:
@@ -475,6 +505,19 @@ class _HookGradient(torch.autograd.Function):
         (grad,) = grads
         replaced = ctx.run(grad)
         return (None, grad, None) if replaced is None else (replaced, None, None)
+
+
+def _leads_to(node: Any, target: Any) -> bool:
+    """Whether the graph has a way from one node up to another."""
+    seen, left = set(), [node]
+    while left:
+        node = left.pop()
+        if node is target:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            left.extend(before for before, _ in node.next_functions)
+    return False
 
 
 def _version(tensor: Tensor) -> int | None:
