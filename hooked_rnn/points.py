@@ -82,7 +82,8 @@ class HookedPoints(Points):
         self.now = step
 
     def __call__(self, kind: str, x: Tensor) -> Tensor:
-        if self.now < len(self.steps):
+        if self._is_step_hooked(kind):
+            self.keep(kind)  # now, as a hook may keep the activation and then remove itself
             x = self.steps[self.now].point(kind)(x)
         return self.loops[kind](x, self.now)
 
@@ -98,7 +99,7 @@ class HookedPoints(Points):
         return self.room(kind, like) if self.now == self.n_steps - 1 else None
 
     def keeps(self, kind: str) -> bool:
-        return super().keeps(kind) or self.points[kind].may_edit or self._is_step_hooked(kind)
+        return super().keeps(kind) or self.points[kind].may_edit
 
     def stacked(self, kind: str, left: list[Tensor]) -> Tensor:
         return self.loops[kind].stacked(left)

@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 from causality import (
-    ALL_POINTS,
     BATCH,
     STEP_KINDS,
     STEPS,
@@ -18,7 +17,7 @@ from causality import (
     doubled,
     doubled_in_place,
     edit_at,
-    every_point,
+    every_point_of_cells,
     exact,
     few_architectures,
     make_model,
@@ -113,9 +112,9 @@ def test_the_state_that_is_returned_holds_the_edit(n_layers: int, act_fn: str, b
         assert_close(state, expected.state, **exact)
 
 
-@every_point
-def test_an_edit_may_bring_its_own_tensor_and_gets_it_back_untouched(point: Point) -> None:
-    model = make_model()
+@every_point_of_cells
+def test_an_edit_may_bring_its_own_tensor_and_gets_it_back_untouched(cell: str, point: Point) -> None:
+    model = make_model(cell=cell)
     brought = random(BATCH, STEPS, width_of(model, point))
     before = brought.clone()
 
@@ -130,35 +129,35 @@ def test_an_edit_may_bring_its_own_tensor_and_gets_it_back_untouched(point: Poin
     assert torch.equal(brought, before)
 
 
-@every_point
-def test_a_single_step_and_a_single_sequence(point: Point) -> None:
-    model, tokens = make_model(), TOKENS[:1, :1]
+@every_point_of_cells
+def test_a_single_step_and_a_single_sequence(cell: str, point: Point) -> None:
+    model, tokens = make_model(cell=cell), TOKENS[:1, :1]
     logits = model.run_with_hooks(tokens, fwd_hooks=[(name_of(point), lambda x, hook: nonlinear(x))])
     assert_close(logits, by_hand(model, edit_at(point, [0], nonlinear), tokens).logits, **exact)
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("double", [doubled, doubled_in_place])
 @pytest.mark.parametrize("cached", [False, True], ids=["alone", "cached"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_hook_that_doubles_doubles_exactly_once(
-    point: Point, grad: bool, double: Hook, cached: bool, times: int
+    cell: str, point: Point, grad: bool, double: Hook, cached: bool, times: int
 ) -> None:
-    model = make_model()
+    model = make_model(cell=cell)
     expected = by_hand(model, edit_at(point, range(STEPS), lambda x: x * 2**times))
     with torch.set_grad_enabled(grad), model.hooks(fwd_hooks=[(name_of(point), double)] * times):
         logits, cache = model.run_with_cache(TOKENS) if cached else (model(TOKENS), None)
     assert_close(logits, expected.logits, **exact)
     assert cache is None or all(
-        torch.allclose(cache[name_of(other)], expected.stacked(*other), **exact) for other in ALL_POINTS
+        torch.allclose(cache[name_of(other)], expected.stacked(*other), **exact) for other in points(2, cell)
     )
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("prepend", [True, False])
-def test_prepend_puts_a_hook_before_the_others(point: Point, prepend: bool) -> None:
-    model = make_model()
+def test_prepend_puts_a_hook_before_the_others(cell: str, point: Point, prepend: bool) -> None:
+    model = make_model(cell=cell)
     model.add_hook(name_of(point), doubled)
     model.add_hook(name_of(point), lambda x, hook: x + 1, prepend=prepend)
     function = (lambda x: (x + 1) * 2) if prepend else (lambda x: x * 2 + 1)
