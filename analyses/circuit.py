@@ -28,6 +28,8 @@ from hooked_rnn.errors import choices
 
 WAVES = ("a", "b", "sum", "difference", "double a", "double b")
 """The families of one frequency, those of order one first."""
+ROUNDING = 1e-6
+"""What is smaller than this, beside what it is compared with, is taken for the rounding of a float32 network."""
 FORMS = ("clock", "pizza")
 """The closed forms of the logits that :func:`logit_fit` knows."""
 
@@ -198,7 +200,9 @@ class Waves:
             for k in self.frequencies:
                 actual = doubled(k, self.p) if family.startswith("double") else k
                 # For even p, twice p/2 is constant and its difference is its sum; for p = 3k, twice k is k.
-                is_new = actual != k if family.startswith("double") else not (family == "difference" and 2 * k == self.p)
+                is_new = (
+                    actual != k if family.startswith("double") else not (family == "difference" and 2 * k == self.p)
+                )
                 if actual and is_new:
                     made[family, k] = grid_functions(self.p, [actual], family.removeprefix("double "))
         return made
@@ -257,13 +261,14 @@ def alignment(preact: Float[Tensor, "pairs d"], waves: Waves, frequency: int) ->
         GridError: an activation that is not of the whole grid.
     """
     check_grid(preact, waves.p)
-    a, b = (f.to(preact.double()) @ preact.double() for name in ("a", "b") if (f := waves.of(name, frequency)) is not None)
-    return float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0, eps=1e-300))
+    preact = preact.double()
+    a, b = (f.to(preact) @ preact for name in ("a", "b") if (f := waves.of(name, frequency)) is not None)
+    if min(a.norm(), b.norm()) <= ROUNDING * preact.norm():
+        return 0.0
+    return float((a * b).sum() / (a.norm() * b.norm()))
 
 
-def logit_fit(
-    logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[int], form: str = "clock"
-) -> LogitFit:
+def logit_fit(logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[int], form: str = "clock") -> LogitFit:
     """Least squares fit of the logits on one wave for each frequency, and the fraction of the variance explained.
 
     The waves are, with w = 2 pi k / p:
@@ -321,7 +326,7 @@ def _peak(p: int, frequency: int) -> float:
 def _error_where_written(centred: Tensor, coefficients: Tensor) -> float:
     """Relative error of a fit whose coefficients [functions, d] are given, within the span of their rows."""
     _, values, directions = torch.linalg.svd(coefficients, full_matrices=False)
-    directions = directions[values > 1e-9 * centred.norm()]
+    directions = directions[values > ROUNDING * centred.norm()]
     norm = float((centred @ directions.T).square().sum())
     residual = norm - float((coefficients @ directions.T).square().sum())
     return (max(0.0, residual) / norm) ** 0.5 if norm > 0 else 0.0

@@ -68,9 +68,7 @@ def clock_or_pizza(adder: Adder, triples: int | None = TRIPLES, seed: int = 0, p
     )
 
 
-def gradient_symmetry(
-    adder: Adder, triples: int | None = TRIPLES, seed: int = 0, point: str = EMBEDDING
-) -> Symmetry:
+def gradient_symmetry(adder: Adder, triples: int | None = TRIPLES, seed: int = 0, point: str = EMBEDDING) -> Symmetry:
     """Gradient symmetricity, and what it becomes when the operands change places.
 
     The original (its Definition 4.1) is s_g = mean over (a, b, c) of cos(dQ_abc/dE_a, dQ_abc/dE_b), with c any answer.
@@ -163,6 +161,9 @@ def circularity(W_E: Float[Tensor, "p d_model"], components: int = CIRCULAR_COMP
     For a component v over the tokens, c = max over k of 2/(p |v|^2) |sum_j v_j exp(2 pi i jk / p)|^2, the share of its
     power at its strongest frequency; then the plain mean over the first components (the original's appendix takes 4,
     and calls a network circular from 0.995). Principal components: of the embedding less its mean over the tokens.
+
+    Circles of one and the same radius have no principal components of their own, and their mixtures are not circular:
+    over training the measure falls wherever two circles' radii cross.
     """
     centred = W_E.detach().double()
     centred = centred - centred.mean(0)
@@ -175,9 +176,7 @@ def _triples(p: int, n: int | None, seed: int) -> Iterator[tuple[Tensor, Tensor,
     if n is not None and n < 1:
         raise GridError(f"{n} triples: expected at least one, or None for all {p**3} of them")
     drawn = (
-        torch.arange(p**3)
-        if n is None
-        else torch.randint(p**3, (n,), generator=torch.Generator().manual_seed(seed))
+        torch.arange(p**3) if n is None else torch.randint(p**3, (n,), generator=torch.Generator().manual_seed(seed))
     )
     for chunk in drawn.split(CHUNK):
         yield chunk // p**2, chunk // p % p, chunk % p
