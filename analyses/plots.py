@@ -229,6 +229,8 @@ def progress_figure(progress: Progress) -> Figure:
 
     for axes in panels.flat:
         _steps_axis(axes, steps)
+        for line in axes.lines if len(steps) == 1 else ():
+            line.set_marker("o")  # of one checkpoint no line can be drawn
         for step in progress.changes:
             axes.axvline(step, color=GREY, linewidth=1, alpha=0.5)
         axes.title.set_fontsize(10)
@@ -259,7 +261,7 @@ def _steps_axis(axes: Axes, steps: Sequence[int]) -> None:
         axes.set_xlim(0, steps[-1])
 
 
-def _label_ends(axes: Axes, x: float, ends: Mapping[str, tuple[float, str]]) -> None:
+def _label_ends(axes: Axes, x: int, ends: Mapping[str, tuple[float, str]]) -> None:
     """A label at the end of each line, moved apart where they would overlap."""
     height = axes.get_ylim()[1] - axes.get_ylim()[0]
     lowest = float("-inf")

@@ -28,7 +28,8 @@ def make_progress(run_dir: str | Path, out: Path | None = None, bar: bool = True
     """
     if out is not None:
         _make_writable(out)
-    with Bar(console=Console(stderr=True), transient=True, disable=not bar) as shown:
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not (bar and console.is_terminal)) as shown:
         row = shown.add_task("checkpoints", total=None)
         measured = progress(run_dir, tick=lambda done, total: shown.update(row, completed=done, total=total))
     if out is not None:

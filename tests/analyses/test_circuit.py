@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import FREQUENCIES, P, STRENGTHS, exact, family_by_hand, fourier_adder, normal, pairs, random_model
+from planted import FREQUENCIES, STRENGTHS, P, exact, family_by_hand, fourier_adder, normal, pairs, random_model
 from torch import Tensor
 from torch.testing import assert_close
 
