@@ -188,7 +188,7 @@ def progress_figure(progress: Progress) -> Figure:
                 steps, [m.excluded for m in measured], ":", color=colour, label=f"{name}, excluded", linewidth=2
             )
     losses.set(title="loss, with all, none but, and all but the key frequencies", ylabel="loss (nats)")
-    losses.set_yscale("log")
+    _log_where_needed(losses)
     _legend_below(losses, columns=2)
 
     cycle = (BLUE, ORANGE, GREEN, RED, PURPLE, "#56B4E9", "black", "#B8A900")
@@ -200,13 +200,15 @@ def progress_figure(progress: Progress) -> Figure:
     shares.annotate("above this a key frequency", **threshold, ha="right", color=GREY, fontsize=8)
     shares.set(title="key frequencies of the end, in $W_E W_{ih}$", ylabel="share of the power", ylim=(0, None))
     shares.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if not colours:
+        shares.text(0.5, 0.5, "no key frequency", ha="center", va="center", color=GREY, transform=shares.transAxes)
     _label_ends(shares, steps[-1], {f"k = {k}": (points[-1].shares[k], colour) for k, colour in colours.items()})
 
     _over_steps(gini, steps, {_symbol(name): [point.gini[name] for point in points] for name in points[-1].gini})
     gini.set(title="sparseness of the power by frequency", ylabel="Gini coefficient", ylim=(0, 1.02))
     _over_steps(norms, steps, {_symbol(name): [point.norms[name] for point in points] for name in points[-1].norms})
     norms.set(title="norms of the weights", ylabel="Frobenius norm")
-    norms.set_yscale("log")
+    _log_where_needed(norms)
 
     fve = {
         "clock: $\\cos w(a+b-c)$": [point.clock for point in points],
@@ -229,14 +231,15 @@ def progress_figure(progress: Progress) -> Figure:
 
     for axes in panels.flat:
         _steps_axis(axes, steps)
-        for line in axes.lines if len(steps) == 1 else ():
-            line.set_marker("o")  # of one checkpoint no line can be drawn
+        for line in axes.lines:
+            if len(line.get_xdata()) == 1:
+                line.set_marker("o")  # of one checkpoint no line can be drawn
         for step in progress.changes:
             axes.axvline(step, color=GREY, linewidth=1, alpha=0.5)
         axes.title.set_fontsize(10)
         _plain(axes)
     changed = f"; grey line: the optimizer changes, at step {progress.changes[0]:,}" if progress.changes else ""
-    figure.suptitle(f"{len(points)} checkpoints of {progress.directory.name}{changed}")
+    figure.suptitle(f"{len(points)} checkpoint{'s' * (len(points) > 1)} of {progress.directory.name}{changed}")
     return figure
 
 
@@ -256,9 +259,18 @@ def _steps_axis(axes: Axes, steps: Sequence[int]) -> None:
     """Steps on a logarithmic axis from the first after 0 on, where that is needed to see the beginning."""
     first = next((step for step in steps if step > 0), 1)
     axes.set_xlabel("optimizer step")
+    axes.set_xlim(steps[0] - (len(steps) == 1), steps[-1] + (len(steps) == 1))
     if steps[-1] >= 10 * first:
         axes.set_xscale("symlog", linthresh=first, linscale=0.5)
-        axes.set_xlim(0, steps[-1])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _log_where_needed(axes: Axes) -> None:
+    """A logarithmic scale for values that differ tenfold."""
+    values = [y for line in axes.lines for y in line.get_ydata()]
+    if min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
 
 
 def _label_ends(axes: Axes, x: int, ends: Mapping[str, tuple[float, str]]) -> None:
