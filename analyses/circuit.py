@@ -101,6 +101,23 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Phases:
+    """How a's wave and b's meet in the units: unit i gets A cos(wa + f) + B cos(wb + g), with its own A, B, f, g.
+
+    By the ReLU's even part a unit then holds \\|cos((w(a-b) + f - g)/2)\\| cos(w(a+b) + f + g), and more. With f = g in
+    all units the first factor is common to them, and the logits are a pizza's; with f - g spread evenly W_U sums it
+    away, and they are a clock's, though no unit multiplies.
+    """
+
+    overlap: float
+    """sum A B / sqrt(sum A^2 sum B^2): 1 where units get as much of one wave as of the other, up to one factor."""
+    agreement: float
+    """sum A B cos(f - g) / sum A B: 1 where every unit gets both in the same phase."""
+    concentration: float
+    """\\|sum A B exp(i(f - g))\\| / sum A B: 1 where f - g is the same in all units, 0 where it is spread evenly."""
+
+
+@dataclass(frozen=True)
 class LogitFit:
     """How much of the logits a closed form explains: sum over k of a coefficient times its wave in a + b - c."""
 
@@ -123,8 +140,8 @@ class Circuit:
     """Those that everything was fitted on."""
     stages: list[Stage]
     """In the order in which the network computes them."""
-    alignment: dict[int, float]
-    """By frequency: :func:`alignment` of a's and b's waves where they are added, in the first layer."""
+    phases: dict[int, Phases]
+    """By frequency: how a's and b's waves meet where they are added, in the first layer."""
     reads: dict[int, Fit]
     """By frequency: what W_U reads, fitted by cos and sin of w(a+b)."""
     clock: LogitFit
@@ -166,7 +183,7 @@ def read_circuit(model: HookedRNN, task: ModularTask, frequencies: Iterable[int]
     return Circuit(
         waves.frequencies,
         [*stages, read_stage(centred, waves, "hook_logits", task.n_ctx - 1)],
-        {k: alignment(cache["blocks.0.hook_preact"][:, 1], waves, k) for k in waves.frequencies},
+        {k: phases(cache["blocks.0.hook_preact"][:, 1], waves, k) for k in waves.frequencies},
         {k: hidden_fit(hidden.cpu(), model.W_U.cpu(), k) for k in waves.frequencies},
         *(logit_fit(logits, task.p, waves.frequencies, form) for form in FORMS),
     )
@@ -250,22 +267,27 @@ def read_stage(x: Float[Tensor, "pairs d"], waves: Waves, point: str, position: 
     )
 
 
-def alignment(preact: Float[Tensor, "pairs d"], waves: Waves, frequency: int) -> float:
-    """Whether a unit gets a's wave in the phase in which it gets b's: cosine of the two families' coefficients.
-
-    Each unit's input is A cos(wa + f) + B cos(wb + g); this is sum A B cos(f - g) / sqrt(sum A^2 sum B^2). At 1, what W_hh
-    carries of a is, up to one factor, what W_ih writes of b, as in a network that embeds both at once and adds. 0 where
-    one of them is missing.
+def phases(preact: Float[Tensor, "pairs d"], waves: Waves, frequency: int) -> Phases:
+    """How a's and b's waves of a frequency meet in the units, by least squares; zeros where one of them is missing.
 
     Raises:
         GridError: an activation that is not of the whole grid.
     """
     check_grid(preact, waves.p)
     preact = preact.double()
-    a, b = (f.to(preact) @ preact for name in ("a", "b") if (f := waves.of(name, frequency)) is not None)
+    a, b = (_phasors(f.to(preact) @ preact) for name in ("a", "b") if (f := waves.of(name, frequency)) is not None)
     if min(a.norm(), b.norm()) <= ROUNDING * preact.norm():
-        return 0.0
-    return float((a * b).sum() / (a.norm() * b.norm()))
+        return Phases(0.0, 0.0, 0.0)
+    both, meeting = (a.abs() * b.abs()).sum(), (a * b.conj()).sum()
+    if both <= ROUNDING**2 * a.norm() * b.norm():
+        return Phases(0.0, 0.0, 0.0)
+    return Phases(float(both / (a.norm() * b.norm())), float(meeting.real / both), float(meeting.abs() / both))
+
+
+def _phasors(coefficients: Float[Tensor, "m d"]) -> Tensor:
+    """A exp(if) of A cos(wa + f), from the coefficients of cos(wa) and (but for p/2) sin(wa)."""
+    cos = coefficients[0]
+    return torch.complex(cos, -coefficients[1] if len(coefficients) == 2 else torch.zeros_like(cos))
 
 
 def logit_fit(logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[int], form: str = "clock") -> LogitFit:
@@ -273,9 +295,9 @@ def logit_fit(logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[in
 
     The waves are, with w = 2 pi k / p:
 
-    - ``"clock"``: cos(w(a+b-c)), the form of Nanda et al. 2023 (arXiv 2301.05217, section 4.1), and whose fraction of
+    - ``"clock"``: cos(w(a+b-c)), the form of Nanda et al. 2023 (arXiv 2301.05217), whose fraction of
       variance explained Chughtai et al. 2023 (arXiv 2302.03025) report too;
-    - ``"pizza"``: \\|cos(w(a-b)/2)\\| cos(w(a+b-c)), the form of Zhong et al. 2023 (arXiv 2306.17844, section 3).
+    - ``"pizza"``: \\|cos(w(a-b)/2)\\| cos(w(a+b-c)), the form of Zhong et al. 2023 (arXiv 2306.17844).
 
     Logits are centred over the answers of each pair before (a softmax does not see the mean): FVE = 1 - |l - fit|^2 /
     |l|^2. Waves of different frequencies are orthogonal, so that it is a sum over frequencies.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -268,7 +269,7 @@ def _steps_axis(axes: Axes, steps: Sequence[int]) -> None:
 
 def _log_where_needed(axes: Axes) -> None:
     """A logarithmic scale for values that differ tenfold."""
-    values = [y for line in axes.lines for y in line.get_ydata()]
+    values = [float(y) for line in axes.lines for y in np.asarray(line.get_ydata())]
     if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
 

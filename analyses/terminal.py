@@ -82,15 +82,27 @@ def print_circuit(circuit: Circuit, measures: ClockOrPizza) -> None:
     console.print(table)
     table = Table("frequency", title="Frequency by frequency")
     last = circuit.stages[-1].position
-    names = ("a's and b's phases agree", "error of what W_hh carries", "error of what W_U reads", "logit coefficient")
+    names = (
+        "same units",
+        "phases agree",
+        "phase difference fixed",
+        "error of W_hh's part",
+        "error of W_U's",
+        "coefficient",
+    )
     for name in (*names, "logits: clock", "logits: pizza"):
         table.add_column(name, justify="right")
     for k in circuit.frequencies:
         carried = circuit.stage("blocks.0.hook_recurrent", 1).errors[k]
-        numbers = (circuit.alignment[k], carried, circuit.reads[k].relative, circuit.clock.coefficients[k])
+        meeting = circuit.phases[k]
+        numbers = (meeting.overlap, meeting.agreement, meeting.concentration, carried, circuit.reads[k].relative)
         shares_of_logits = (circuit.clock.shares[k], circuit.pizza.shares[k])
-        table.add_row(str(k), *(f"{x:.3f}" for x in numbers), *(f"{x:.1%}" for x in shares_of_logits))
-    table.add_row("all", "", "", "", "", f"{circuit.clock.explained:.2%}", f"{circuit.pizza.explained:.2%}")
+        table.add_row(
+            str(k),
+            *(f"{x:.3f}" for x in (*numbers, circuit.clock.coefficients[k])),
+            *(f"{x:.1%}" for x in shares_of_logits),
+        )
+    table.add_row("all", *[""] * len(names), f"{circuit.clock.explained:.2%}", f"{circuit.pizza.explained:.2%}")
     console.print(table)
     irrelevance = measures.distance_irrelevance
     for name, value in (

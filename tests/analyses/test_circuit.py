@@ -4,12 +4,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import FREQUENCIES, STRENGTHS, P, exact, family_by_hand, fourier_adder, normal, pairs, random_model
+from planted import (
+    FREQUENCIES,
+    STRENGTHS,
+    P,
+    clock_adder,
+    exact,
+    family_by_hand,
+    fourier_adder,
+    normal,
+    pairs,
+    random_model,
+)
 from torch import Tensor
 from torch.testing import assert_close
 
+from analyses.adder import Adder
 from analyses.attribution import hidden_fit
-from analyses.circuit import FORMS, WAVES, Circuit, Waves, alignment, doubled, logit_fit, read_circuit, read_stage
+from analyses.circuit import FORMS, WAVES, Circuit, Phases, Waves, doubled, logit_fit, phases, read_circuit, read_stage
+from analyses.clock_pizza import clock_or_pizza
 from analyses.errors import FamilyError, FrequencyError, GridError, ReportError
 from hooked_rnn import HookedRNN, ModularAddition
 
@@ -55,7 +68,8 @@ def test_every_stage_of_the_adder_is_its_closed_form(adder: Circuit) -> None:
             assert all(error < 1e-5 for error in stage.errors.values())
     preact = adder.stage("blocks.0.hook_preact", 1)
     assert (preact.share("a"), preact.share("b")) == pytest.approx((0.5, 0.5), abs=1e-10)
-    assert all(value == pytest.approx(1.0, abs=1e-10) for value in adder.alignment.values())
+    for meeting in adder.phases.values():
+        assert (meeting.overlap, meeting.agreement, meeting.concentration) == pytest.approx((1.0, 1.0, 1.0), abs=1e-10)
     embed = adder.stage("hook_embed", 0)
     for k, strength in zip(FREQUENCIES, STRENGTHS, strict=True):
         assert embed.waves["a"][k].amplitude == pytest.approx(strength)
@@ -99,7 +113,7 @@ def test_random_weights_have_no_circuit() -> None:
     for stage in circuit.stages:
         if stage.point in ("hook_embed", "blocks.0.hook_input", "blocks.0.hook_recurrent"):
             assert abs(stage.explained - white) < 0.1
-    assert all(abs(value) < 0.4 for value in circuit.alignment.values())
+    assert all(meeting.concentration < 0.4 for meeting in circuit.phases.values())
     assert circuit.clock.explained < 0.01
     assert circuit.pizza.explained < 0.01
 
@@ -168,14 +182,34 @@ def test_planted_logits_are_explained_and_those_of_the_difference_are_not() -> N
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.5, torch.pi / 2, torch.pi])
-def test_alignment_is_the_cosine_of_the_phase_between_the_waves(angle: float) -> None:
-    p, k, phases = 13, 4, torch.linspace(0, 6, 9).double()
+def test_phases_are_those_that_were_planted(angle: float) -> None:
+    p, k, f = 13, 4, torch.linspace(0, 6, 9).double()
     a, b = (2 * torch.pi * k / p * x.double()[:, None] for x in pairs(p))
-    preact = 2 * (a + phases).cos() + 3 * (b + phases + angle).cos()
-    assert alignment(preact, Waves(p, [k]), k) == pytest.approx(float(torch.tensor(angle).cos()), abs=1e-6)
-    assert alignment(2 * (a + phases).cos(), Waves(p, [k]), k) == pytest.approx(0.0, abs=1e-9)
+    meeting = phases(2 * (a + f).cos() + 3 * (b + f + angle).cos(), Waves(p, [k]), k)
+    cosine = float(torch.tensor(angle).cos())
+    assert (meeting.overlap, meeting.agreement, meeting.concentration) == pytest.approx((1.0, cosine, 1.0), abs=1e-6)
+    spread = 2 * torch.pi * torch.arange(9) / 9  # evenly, over as many units
+    meeting = phases(2 * (a + f).cos() + 3 * (b + f + spread).cos(), Waves(p, [k]), k)
+    assert (meeting.overlap, meeting.agreement, meeting.concentration) == pytest.approx((1.0, 0.0, 0.0), abs=1e-6)
+    assert phases(2 * (a + f).cos(), Waves(p, [k]), k) == Phases(0.0, 0.0, 0.0)
+    apart = torch.cat([(a + f).cos(), (b + f).cos()], dim=1)  # in other units
+    assert phases(apart, Waves(p, [k]), k).overlap == pytest.approx(0.0, abs=1e-9)
 
 
+def test_units_of_all_phase_differences_make_a_clock_out_of_relus() -> None:
+    model, task = clock_adder(P, FREQUENCIES), ModularAddition(P)
+    circuit = read_circuit(model, task, FREQUENCIES)
+    assert circuit.clock.explained > 0.999
+    assert circuit.pizza.explained == pytest.approx(8 / torch.pi**2, rel=1e-2)
+    for meeting in circuit.phases.values():
+        assert (meeting.overlap, meeting.agreement) == pytest.approx((1.0, 0.0), abs=1e-9)
+        assert meeting.concentration == pytest.approx(0.0, abs=1e-9)
+    measured = clock_or_pizza(Adder(model, task), triples=1000)
+    assert abs(measured.symmetry.symmetricity) < 0.1
+    assert measured.symmetry.exchanged > 0.9
+
+
+@settings(deadline=None)
 @given(st.integers(2, 200), st.integers(1, 300))
 def test_doubling_folds(p: int, k: int) -> None:
     a = torch.arange(p)
@@ -205,7 +239,7 @@ def test_bad_input_is_one_clear_error() -> None:
     for of_a_batch in (
         lambda: logit_fit(x, 7, [1]),
         lambda: read_stage(x, waves, "hook_embed", 0),
-        lambda: alignment(x, waves, 1),
+        lambda: phases(x, waves, 1),
     ):
         with pytest.raises(GridError, match="a batch of 48: expected the full grid"):
             of_a_batch()
@@ -213,7 +247,7 @@ def test_bad_input_is_one_clear_error() -> None:
 
 def test_no_frequency_and_a_constant_are_nothing() -> None:
     circuit = read_circuit(random_model(ModularAddition(5)), ModularAddition(5), [])
-    assert (circuit.clock.explained, circuit.stages[0].explained, circuit.alignment) == (0.0, 0.0, {})
+    assert (circuit.clock.explained, circuit.stages[0].explained, circuit.phases) == (0.0, 0.0, {})
     stage = read_stage(torch.ones(25, 3), Waves(5, [1, 2]), "hook_embed", 0)
     assert (stage.explained, stage.relative_error, stage.errors) == (0.0, 0.0, {1: 0.0, 2: 0.0})
     assert logit_fit(torch.ones(25, 5), 5, [1]).explained == 0.0
