@@ -104,7 +104,7 @@ class Stage:
 class Phases:
     """How a's wave and b's meet in the units: unit i gets A cos(wa + f) + B cos(wb + g), with its own A, B, f, g.
 
-    By the ReLU's even part a unit then holds \\|cos((w(a-b) + f - g)/2)\\| cos(w(a+b) + f + g), and more. With f = g in
+    By the ReLU's even part a unit then holds |cos((w(a-b) + f - g)/2)| cos(w(a+b) + f + g), and more. With f = g in
     all units the first factor is common to them, and the logits are a pizza's; with f - g spread evenly W_U sums it
     away, and they are a clock's, though no unit multiplies.
     """
@@ -114,7 +114,7 @@ class Phases:
     agreement: float
     """sum A B cos(f - g) / sum A B: 1 where every unit gets both in the same phase."""
     concentration: float
-    """\\|sum A B exp(i(f - g))\\| / sum A B: 1 where f - g is the same in all units, 0 where it is spread evenly."""
+    """|sum A B exp(i(f - g))| / sum A B: 1 where f - g is the same in all units, 0 where it is spread evenly."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Circuit:
     clock: LogitFit
     """The logits, by cos(w(a+b-c))."""
     pizza: LogitFit
-    """The logits, by \\|cos(w(a-b)/2)\\| cos(w(a+b-c))."""
+    """The logits, by |cos(w(a-b)/2)| cos(w(a+b-c))."""
 
     def stage(self, point: str, position: int) -> Stage:
         """The stage of a hook point at a position."""
@@ -297,7 +297,7 @@ def logit_fit(logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[in
 
     - ``"clock"``: cos(w(a+b-c)), the form of Nanda et al. 2023 (arXiv 2301.05217), whose fraction of
       variance explained Chughtai et al. 2023 (arXiv 2302.03025) report too;
-    - ``"pizza"``: \\|cos(w(a-b)/2)\\| cos(w(a+b-c)), the form of Zhong et al. 2023 (arXiv 2306.17844).
+    - ``"pizza"``: |cos(w(a-b)/2)| cos(w(a+b-c)), the form of Zhong et al. 2023 (arXiv 2306.17844).
 
     Logits are centred over the answers of each pair before (a softmax does not see the mean): FVE = 1 - |l - fit|^2 /
     |l|^2. Waves of different frequencies are orthogonal, so that it is a sum over frequencies.
@@ -328,7 +328,7 @@ def logit_fit(logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[in
 
 
 def distance_factor(p: int, frequency: int) -> Float[Tensor, " pairs"]:
-    """\\|cos(w(a-b)/2)\\| on the grid: what the amplitude of cos(w(a+b)) is, where cos(wa) and cos(wb) were added."""
+    """|cos(w(a-b)/2)| on the grid: what the amplitude of cos(w(a+b)) is, where cos(wa) and cos(wb) were added."""
     a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)
     return (torch.pi / p * (frequency * (a - b) % p).double()).cos().abs()
 

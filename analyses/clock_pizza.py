@@ -159,8 +159,8 @@ def circularity(W_E: Float[Tensor, "p d_model"], components: int = CIRCULAR_COMP
     """How nearly the embedding's first principal components are waves of one frequency each.
 
     For a component v over the tokens, c = max over k of 2/(p |v|^2) |sum_j v_j exp(2 pi i jk / p)|^2, the share of its
-    power at its strongest frequency; then the plain mean over the first components (the original's appendix takes 4,
-    and calls a network circular from 0.995). Principal components: of the embedding less its mean over the tokens.
+    power at its strongest frequency; then the plain mean over the first components, of which the original takes 4.
+    Principal components: of the embedding less its mean over the tokens.
 
     Circles of one and the same radius have no principal components of their own, and their mixtures are not circular:
     over training the measure falls wherever two circles' radii cross.
