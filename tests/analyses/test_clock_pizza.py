@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import FREQUENCIES, P, circles, fourier_adder, normal, pairs, random_model
+from planted import FREQUENCIES, P, circles, clock_adder, fourier_adder, normal, pairs, random_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformer_lens import HookedRootModule
@@ -16,6 +16,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from analyses.adder import Adder
+from analyses.circuit import logit_fit
 from analyses.clock_pizza import (
     CHUNK,
     circularity,
@@ -138,6 +139,19 @@ def test_the_fourier_adder_is_a_pizza_though_its_operands_enter_one_after_the_ot
     assert measured.symmetry.exchanged == pytest.approx(1.0, abs=1e-3)
     assert measured.distance_irrelevance is not None
     assert measured.distance_irrelevance < 0.02
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.6])
+def test_operands_of_unequal_weight_do_not_commute_though_the_logits_are_a_clocks(scale: float) -> None:
+    model = clock_adder(P, FREQUENCIES)
+    with torch.no_grad():
+        model.blocks[0].W_hh *= scale
+    adder = Adder(model, ModularAddition(P))
+    assert logit_fit(adder.logits(), P, FREQUENCIES).explained > 0.999
+    symmetry = gradient_symmetry(adder, 1000)
+    assert abs(symmetry.symmetricity) < 0.1
+    assert 0.7 < symmetry.exchanged < 0.9
+    assert (symmetry.ratio < 0.9) == (scale > 1)
 
 
 def test_random_weights_are_neither() -> None:
