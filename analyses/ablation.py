@@ -3,20 +3,18 @@
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from analyses.errors import FamilyError, GridError
 from analyses.fourier import FourierBasis
 from analyses.grid import check_grid, grid_functions
+from analyses.removal import check_mode, hook_at, replacement
 from hooked_rnn import HookedRNN, ModularTask
-from hooked_rnn.errors import choices
 from hooked_rnn.prefixes import PrefixTrie, last_logits
 
-MODES = ("zero",)
 SUBSETS_OF = 6
 """Every subset of this many strongest key frequencies is removed."""
 CONTROL_DRAWS = 20
@@ -29,6 +27,7 @@ def frequency_hook(
     family: str = "sum",
     positions: int | Sequence[int] = -1,
     mode: str = "zero",
+    seed: int = 0,
 ) -> Callable[..., Tensor | None]:
     """An ordinary hook function that removes frequencies from an activation on the full grid of pairs.
 
@@ -36,48 +35,41 @@ def frequency_hook(
     ("blocks.0.hook_hidden", frequency_hook(113, [14, 35]))])``. The batch must be all p*p pairs in
     canonical order (a major), since the functions that it projects out are functions of the pair.
 
+    With the family's orthonormal functions as the rows of B, the part of x is P x = B^T B x, and what goes on is
+    x - P x + R, where R is, by mode,
+
+    - "zero": 0;
+    - "mean": the mean of P x over the grid. Every function of every family has mean zero there, so this is "zero":
+      what is constant stays in either, since it is in no family;
+    - "resample": P x of the pairs in another order, one seeded permutation of the grid.
+
     Args:
         p: the modulus.
         frequencies: what to remove, each in 1..p//2.
         family: "a", "b", "sum", "difference" or "block"; see :mod:`analyses.grid`.
-        positions: where to remove it; negative ones count from the end.
-        mode: "zero": the family's part is set to zero.
+        positions: where to remove it; see :func:`analyses.removal.hook_at`.
+        mode: what takes its place: "zero", "mean" or "resample".
+        seed: of the permutation of "resample".
 
     Returns:
-        The hook, of an activation [pairs, pos, d].
+        The hook, of an activation [pairs, pos, d], [pairs, pos, head, d_head] or [pairs, d].
 
     Raises:
         ModulusError, FrequencyError, FamilyError: at once, for what does not exist.
-        GridError: from the hook, for an activation that is not [p*p, pos, d].
+        GridError: from the hook, for a batch that is not the p*p pairs.
+        ActivationError: from the hook, for an activation of another kind, such as an attention pattern.
         FamilyError: from the hook, for a position that the activation does not have.
     """
-    if mode not in MODES:
-        raise FamilyError(f"unknown mode {mode!r}: expected {choices(MODES)}")
+    check_mode(mode)
     functions = grid_functions(p, frequencies, family)
-    wanted = [positions] if isinstance(positions, int) else list(positions)
 
-    def remove_frequencies(activation: Float[Tensor, "pairs pos d"], hook: Any) -> Tensor | None:
-        if activation.ndim != 3:
-            raise GridError(f"an activation of shape {list(activation.shape)} at {hook.name}: expected [pairs, pos, d]")
-        check_grid(activation, p)
-        n_positions = activation.shape[1]
-        for position in wanted:
-            if not -n_positions <= position < n_positions:
-                raise FamilyError(f"position {position}: expected {-n_positions} to {n_positions - 1} at {hook.name}")
-        here = {position % n_positions for position in wanted}
-        step = getattr(hook, "step", None)
-        if step is not None:
-            here &= {step}  # inside the time loop only this position counts
-        if not here:
-            return None
-        B = functions.to(activation)
-        edited = activation.clone()
-        for position in here:
-            x = activation[:, position]
-            edited[:, position] = x - B.T @ (B @ x)
-        return edited
+    def remove(x: Float[Tensor, "pairs d"]) -> Float[Tensor, "pairs d"]:
+        check_grid(x, p)
+        B = functions.to(x)
+        part = B.T @ (B @ x)
+        return x - part if mode == "zero" else x - part + replacement(part, mode, seed)
 
-    return remove_frequencies
+    return hook_at(positions, remove)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,20 @@ def family_power(x: Float[Tensor, "pairs d"], p: int) -> dict[str, Float[Tensor,
     return power
 
 
+def block_power(x: Float[Tensor, "pairs d"], p: int) -> Float[Tensor, "n n d"]:
+    """Power of each column of x in frequency i of a times frequency j of b, at [i, j], each 0..p//2 (0 is the constant).
+
+    All of it: the sum over i and j is the column's sum of squares, by Parseval. [k, k] is the family "block" of k,
+    [k, 0] is "a" and [0, k] is "b".
+    """
+    check_grid(x, p)
+    basis, n = FourierBasis(p), p // 2 + 1
+    squares = basis.coefficients(basis.coefficients(x.view(p, p, -1), 0), 1).square()
+    frequency = torch.tensor([0, *(k for k in basis.frequencies for _ in basis.rows([k]))], device=x.device)
+    by_a = squares.new_zeros(n, p, x.shape[1]).index_add_(0, frequency, squares)
+    return squares.new_zeros(n, n, x.shape[1]).index_add_(1, frequency, by_a)
+
+
 def check_grid(x: Tensor, p: int) -> None:
     """Raise GridError unless the first axis is the full grid of p*p pairs."""
     if x.shape[0] != p * p:

@@ -15,8 +15,8 @@ from analyses.adder import Adder
 from analyses.circuit import logit_fit
 from analyses.clock_pizza import circularity, distance_irrelevance, gradient_symmetry
 from analyses.errors import ReportError
-from analyses.grid import keep_on_grid, remove_from_grid
 from analyses.measure import key_frequencies_of, layers, matrices
+from analyses.restricted import restricted_to_families
 from analyses.spectra import KeyFrequencies, weight_spectrum
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask
 from hooked_rnn.checkpoints import checkpoint_paths, weights_in
@@ -37,9 +37,9 @@ class Losses:
 
     plain: float
     restricted: float
-    """See :func:`restricted_logits`."""
+    """With the key frequencies alone: variant "sum" of :mod:`analyses.restricted`."""
     excluded: float
-    """See :func:`excluded_logits`."""
+    """With all but the key frequencies, by the same variant."""
     accuracy: float
     """Of the logits as they are."""
 
@@ -186,7 +186,7 @@ def measure_checkpoint(
     """
     adder, p, ks = Adder(model, task), task.p, key.by_share
     logits = adder.logits().double()
-    restricted, excluded = restricted_logits(logits, p, ks), excluded_logits(logits, p, ks)
+    restricted, excluded = restricted_to_families(logits, p, ks)
 
     def losses(rows: Tensor) -> Losses:
         labels = adder.labels[rows]
@@ -212,22 +212,6 @@ def measure_checkpoint(
         distance_irrelevance(logits, p),
         circularity(adder.W_E),
     )
-
-
-def restricted_logits(logits: Float[Tensor, "pairs p"], p: int, frequencies: list[int]) -> Float[Tensor, "pairs p"]:
-    """The logits' mean over the pairs and their family "sum" of these frequencies: all else is taken away.
-
-    What Nanda et al. 2023 (arXiv 2301.05217, section 5.1) call restricted loss is the cross entropy of these.
-    """
-    return logits.mean(0) + keep_on_grid(logits, p, frequencies, "sum")
-
-
-def excluded_logits(logits: Float[Tensor, "pairs p"], p: int, frequencies: list[int]) -> Float[Tensor, "pairs p"]:
-    """The logits without their family "sum" of these frequencies: all else stays.
-
-    Nanda et al.'s excluded loss is the cross entropy of these on the pairs trained on.
-    """
-    return remove_from_grid(logits, p, frequencies, "sum")
 
 
 def gini(values: Float[Tensor, " n"]) -> float:

@@ -7,18 +7,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import beside_others, grokking, hooked_forward, prefixes, training_step
+from benchmarks import beside_others, grokking, hooked_forward, long_sequences, prefixes, subsets, training_step
 from hooked_rnn.training.run_directory import versions
 
 BENCHMARKS = {
     "hooked_forward": hooked_forward,
+    "long_sequences": long_sequences,
     "training_step": training_step,
     "prefixes": prefixes,
+    "subsets": subsets,
     "grokking": grokking,
     "beside_others": beside_others,
 }
-QUICK = ("hooked_forward", "training_step", "prefixes")
-"""Those that run where none is named; grokking takes a quarter of an hour, beside_others wants nnsight."""
+QUICK = ("hooked_forward", "training_step", "prefixes", "subsets")
+"""Those that run where none is named; grokking takes a quarter of an hour, long_sequences some minutes, beside_others wants nnsight."""
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from hooked_rnn.activations import ACTIVATION_FUNCTIONS
 from hooked_rnn.errors import ConfigError, choices, nearest
+from hooked_rnn.transformer_tools import TransformerFields
 
 CELLS: dict[str, Any] = {}
 """The recurrent layers, by the name of their cell; each enters itself where it is defined (hooked_rnn/cells.py)."""
@@ -18,7 +19,7 @@ INPUTS = ("tokens", "continuous")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HookedRNNConfig:
+class HookedRNNConfig(TransformerFields):
     """What it takes to build a HookedRNN. Frozen; every value is checked when it is made.
 
     Raises:

@@ -55,6 +55,14 @@ class UnknownHookPointError(HookedRNNError, KeyError):
         return str(self.args[0])  # KeyError would print the message's repr
 
 
+class TransformerOnlyError(HookedRNNError):
+    """A tool that asks for something that only a transformer has."""
+
+
+class TransformerOnlyAttributeError(TransformerOnlyError, AttributeError):
+    """The same, asked for as an attribute: ``hasattr`` is False."""
+
+
 class UnknownModelError(HookedRNNError, ValueError):
     """A name that is no embedded model, no directory and no Hub repository."""
 

@@ -16,6 +16,7 @@ As in TransformerLens, all backward hooks at a point are given the gradient of w
 its forward hooks), and the last one to return or to edit a gradient decides what goes on to what came in.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -199,7 +200,10 @@ class _Loop(StepLoop):
         hooks = list(point._backward_hooks.items())
         if not hooks or not (x.requires_grad or left.requires_grad):
             return left
-        return _HookGradient.apply(x, left, partial(self.backward, hooks, step))
+        out = _HookGradient.apply(x, left, partial(self.backward, hooks, step))
+        if out.grad_fn is not None:
+            self.backward.nodes[step] = weakref.ref(out.grad_fn)
+        return out
 
     def room(self, like: Float[Tensor, "batch d"], step: int) -> Float[Tensor, "batch d"] | None:
         first = next(iter(self.point._forward_hooks), None)
@@ -232,10 +236,9 @@ class _Loop(StepLoop):
         version = _version(own)
         with self.point._at(step, self.n_steps):
             result = self.point._run_forward(hook_id, function, own)
+        self.backward.given = weakref.ref(own)
         edited = own if result is None else self.point._checked(result, own)
-        if edited is own:
-            return tensor.left(own, x, step, written=version is None or _version(own) != version)
-        return edited[:, step].clone()  # a copy, or one step would keep all of them in memory
+        return tensor.left(own, edited, x, step, written=version is None or _version(own) != version)
 
     def _shared(self, hook_id: int) -> "_SharedRows":
         rows = self.tensors.setdefault(hook_id, _SharedRows(self.n_steps, self.n_steps - 1))
@@ -257,10 +260,19 @@ class _BackwardLoop:
         self.tensors: dict[int, _Rows] = {}
         self.task = -1
         self.reached = n_steps
+        self.nodes: dict[int, weakref.ref[Any]] = {}
+        """The graph's node of each step; weak, as the nodes have this object."""
+        self.given: weakref.ref[Tensor] | None = None
+        """What the last forward hook that is no observer was given last."""
 
     def __call__(self, hooks: list[tuple[int, Callable[..., Any]]], step: int, grad: Tensor) -> Tensor | None:
-        """What the hooks make of one step's gradient; None where they leave it alone."""
+        """What the hooks make of one step's gradient; None where they leave it alone.
+
+        Raises:
+            HookError: a forward hook of this point kept what it was given, and the pass ends before the first step.
+        """
         self._begin(step)
+        self._check_goes_on(step)
         replaced = None
         with self.point._at(step, self.n_steps):
             for hook_id, function in hooks:
@@ -281,6 +293,22 @@ class _BackwardLoop:
         if task != self.task or step >= self.reached:
             self.tensors = {}
         self.task, self.reached = task, step
+
+    def _check_goes_on(self, step: int) -> None:
+        """Refuse gradients that would be zero for no reason but that the pass ends inside the loop.
+
+        So it is where a tool differentiates with respect to the tensor that its forward hook kept, which is one
+        step's view and not on the way, and reads the backward hook for gradients.
+        """
+        if step == 0 or self.given is None or self.given() is None:
+            return
+        here, before = (self.nodes.get(t, lambda: None)() for t in (step, step - 1))
+        if before is None or torch._C._will_engine_execute_node(before) or not _leads_to(here, before):
+            return
+        raise HookError(
+            f"{self.point.name} has no gradient at step {step - 1}, as the backward pass ends before it: "
+            "expected step points (blocks.{l}.steps.{t}.hook_*), which have gradients of their own, or run_with_cache(incl_bwd=True)"
+        )
 
 
 class _Rows:
@@ -319,14 +347,18 @@ class _OwnTensor(_Rows):
     def __init__(self, n_steps: int, last: int) -> None:
         super().__init__(n_steps, last)
         self.arrived: dict[int, Tensor] = {}
+        self.linked: _LinkedRows | None = _LinkedRows()
 
     def at(self, x: Tensor, step: int) -> Tensor:
         self.arrived[step] = x
-        # Autograd may have kept the tensor of an earlier step, so under it each step has a new one.
-        # Without it one tensor is filled step by step, which costs O(T) in all, and at the last step
-        # made anew from what arrived: the hook may have written at other positions.
+        # One memory is filled step by step, which costs O(T) in all, and the last step's tensor made anew
+        # from what arrived: the hook may have written at other positions.
+        if not self._may_link(x):
+            self.linked = None  # for the rest of the pass: the chain would lack this step
         if torch.is_grad_enabled():
-            return self._rebuilt(None)
+            if self.linked is None or step == self.last:
+                return self._rebuilt(None)
+            return self.linked.at(x, step, self._rebuilt)
         if step == self.last:
             self.filled = self._rebuilt(self.spare() if _only_values_count(x) else None)
         else:
@@ -336,24 +368,105 @@ class _OwnTensor(_Rows):
         # ``data``. (But a tangent would not find its way back.)
         return self.filled.detach() if _only_values_count(x) else self.filled
 
-    def _rebuilt(self, out: Tensor | None) -> Tensor:
-        some = next(iter(self.arrived.values()))
-        rows = (self.arrived.get(step) for step in range(self.n_steps))
-        return torch.stack([torch.zeros_like(some) if row is None else row for row in rows], dim=1, out=out)
+    def _may_link(self, x: Tensor) -> bool:
+        """Whether a node of our own may stand for the stack of what arrived: see :class:`_LinkedRows`."""
+        first = next(iter(self.arrived.values()))  # under autocast a stack may be of a wider type
+        elsewhere = torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or _is_transformed()
+        return torch.is_grad_enabled() and x.dtype == first.dtype and not elsewhere
 
-    def left(self, own: Tensor, x: Tensor, step: int, written: bool) -> Tensor:
-        """What goes on of what the hook was given, ``own``, after it may have edited that in place."""
+    def _rebuilt(self, out: Tensor | None = None) -> Tensor:
+        zeros = torch.zeros_like(next(iter(self.arrived.values())))
+        return torch.stack([self.arrived.get(step, zeros) for step in range(self.n_steps)], dim=1, out=out)
+
+    def left(self, own: Tensor, edited: Tensor, x: Tensor, step: int, written: bool) -> Tensor:
+        """What goes on of the hook's result, ``edited``, which may be what it was given, ``own``."""
         if torch.is_grad_enabled():
             # An untouched step goes on as it came: its gradient need not pass through all the others.
             # Values are compared too, since a write through .data leaves the version as it was.
-            untouched = not written and torch.equal(own[:, step], x)
+            matters = edited is own or self.linked is not None
+            untouched = matters and not written and torch.equal(own[:, step], x)
+            if self.linked is not None:
+                self.linked.holds_what_arrived = untouched
         else:
             # Likewise, so as not to keep it twice: where memory is new, that costs more than comparing.
-            untouched = _may_recycle(x) and _same_bits(own, x, step)
-        return x if untouched else own[:, step].clone()
+            untouched = edited is own and _may_recycle(x) and _same_bits(own, x, step)
+        # A copy, or one step would keep all of them in memory.
+        return x if untouched and edited is own else edited[:, step].clone()
 
     def spare(self) -> Tensor | None:
         return self.filled if self.filled is not None and _holders(self.filled) == _ONE_HOLDER else None
+
+
+class _LinkedRows:
+    """The tensors that a hook is given under autograd: one memory, and for each step a node of the graph.
+
+    A stack of what arrived at every step so far would cost O(T) at each. Here the next row is written
+    beside those that are there, where nobody can tell: autograd, the hook or a result of its that is a view
+    may still hold the memory, or the hook may have written in it. It is left to them then, and what arrived
+    is stacked anew.
+    """
+
+    def __init__(self) -> None:
+        self.filled: Tensor | None = None
+        self.version = 0
+        self.link: Tensor | None = None
+        self.holds_what_arrived = False
+        """Whether the hook of the last step is known to have left the memory as it was."""
+
+    def at(self, x: Tensor, step: int, stacked: Callable[[], Tensor]) -> Tensor:
+        """The tensor of one step, ``stacked()`` in values and gradients."""
+        with torch.no_grad():
+            filled = self._reusable()
+            if filled is None:
+                filled = stacked()
+            else:
+                filled[:, step] = x
+        if self.link is None:
+            self.link = x.new_empty_strided(filled.shape, (0, 0, 0))
+        self.link = _Link.apply(self.link, x, step)
+        self.filled, self.version, self.holds_what_arrived = filled, filled._version, False
+        return _Shown.apply(self.link, filled)
+
+    def _reusable(self) -> Tensor | None:
+        filled = self.filled
+        if filled is None or not self.holds_what_arrived or filled._version != self.version:
+            return None
+        return filled if _holders(filled) == _ONE_HOLDER else None
+
+
+class _Link(torch.autograd.Function):
+    """The link of one step, from that of the step before and what arrived: for gradients, the stack of all that arrived.
+
+    The gradient by row s belongs to what arrived at step s, and node s alone can pass it there. So each node
+    takes its own row of the gradient and hands all of it on, uncopied, to the node before. A link is of the
+    gradient's shape, for that, and of one element's memory. Nothing is saved: the map is linear.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, link: Tensor, x: Tensor, step: int) -> Tensor:
+        ctx.step = step
+        return link.new_empty_strided(link.shape, (0, 0, 0))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        return grad, grad[:, ctx.step], None
+
+
+class _Shown(torch.autograd.Function):
+    """What the hook is given: the values of ``filled``, the gradients of ``link``.
+
+    A node apart, so that a hook on this tensor's gradient runs only where the tensor has one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, link: Tensor, filled: Tensor) -> Tensor:
+        # Detached, not ``.data``: a write that autograd should have been asked about then raises in backward.
+        return filled.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 class _SharedRows(_Rows):
@@ -394,6 +507,19 @@ class _HookGradient(torch.autograd.Function):
         return (None, grad, None) if replaced is None else (replaced, None, None)
 
 
+def _leads_to(node: Any, target: Any) -> bool:
+    """Whether the graph has a way from one node up to another."""
+    seen, left = set(), [node]
+    while left:
+        node = left.pop()
+        if node is target:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            left.extend(before for before, _ in node.next_functions)
+    return False
+
+
 def _version(tensor: Tensor) -> int | None:
     """How often the tensor was written to; None where torch does not count (inference mode)."""
     return None if tensor.is_inference() else tensor._version
@@ -401,12 +527,12 @@ def _version(tensor: Tensor) -> int | None:
 
 def _only_values_count(x: Tensor) -> bool:
     """Whether tensors may be written in place of new ones: no graph, tangent, transform or autocast is about."""
-    return not (
-        torch.is_grad_enabled()
-        or forward_ad._current_level >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.is_autocast_enabled(x.device.type)
-    )
+    return not (torch.is_grad_enabled() or _is_transformed() or torch.is_autocast_enabled(x.device.type))
+
+
+def _is_transformed() -> bool:
+    """Whether operations mean more than values and a graph: forward mode or torch.func is about."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _may_recycle(x: Tensor) -> bool:

@@ -10,11 +10,11 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
-from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens import HookedRootModule
 from transformer_lens.utilities import Slice
 
 from hooked_rnn import pretrained, torch_modules
-from hooked_rnn.caching import NamesFilter, SaveActivation, matching_names
+from hooked_rnn.caching import NamesFilter, RNNActivationCache, SaveActivation, matching_names
 from hooked_rnn.cells import make_block
 from hooked_rnn.components import Embed, EmbedSignals, Unembed
 from hooked_rnn.config import HookedRNNConfig
@@ -25,6 +25,7 @@ from hooked_rnn.recurrent import RecurrentBlock
 from hooked_rnn.signals import checked_signals
 from hooked_rnn.states import NetworkState, by_layer, of_network
 from hooked_rnn.tokens import TokensLike, to_tokens
+from hooked_rnn.transformer_tools import TransformerTools
 
 ReturnType = Literal["logits", "loss", "both"] | None
 RETURN_TYPES: tuple[ReturnType, ...] = ("logits", "loss", "both", None)
@@ -41,6 +42,7 @@ class Output(NamedTuple):
 
 
 class HookedRNN(
+    TransformerTools,
     HookedRootModule,
     PyTorchModelHubMixin,
     library_name="hooked-rnn",
@@ -202,7 +204,7 @@ class HookedRNN(
         clear_contexts: bool = False,
         pos_slice: Any = None,
         **model_kwargs: Any,
-    ) -> tuple[Any, ActivationCache]:
+    ) -> tuple[Any, RNNActivationCache]:
         """The output and the activations, as a real ActivationCache: ``cache["hidden", 0]``.
 
         Args:
@@ -213,7 +215,7 @@ class HookedRNN(
             incl_bwd: call ``backward`` on the output, which must be the mean loss, and keep the
                 gradients too, under the names with "_grad" at the end.
             reset_hooks_end, clear_contexts: as in TransformerLens.
-            pos_slice: which positions to keep, as in TransformerLens.
+            pos_slice: which positions to keep, as in TransformerLens; a step point's [batch, d] is kept whole.
 
         Raises:
             UnknownHookPointError: a name, or a predicate, that matches no hook point.
@@ -234,7 +236,7 @@ class HookedRNN(
             pos_slice=pos_slice,
             **model_kwargs,
         )
-        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        return output, RNNActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
 
     def get_caching_hooks(
         self,

@@ -29,6 +29,9 @@ class RecurrentBlock(nn.Module):
     """What the state is made of. The hidden state, first, is what goes upward and through W_hh."""
     carried: ClassVar[str | None] = None
     """Which part of the state the next step also uses as it is, past W_hh; it passes ``hook_carry``."""
+    hook_out_is_single_residual_stream: ClassVar[bool] = True
+    """What ``transformer_lens.tools.analysis.logit_readout`` asks: ``hook_out`` is one [batch, pos, d], in the top
+    layer the one that is unembedded. (It is no residual stream: what needs one, the cache refuses.)"""
     step_kinds: ClassVar[tuple[str, ...]] = ()
     """What :meth:`step` hands to hook points, in firing order, without "hook_": the hidden state last."""
 

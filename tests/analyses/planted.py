@@ -10,6 +10,7 @@ import jaxtyping
 import torch
 from torch import Tensor
 
+from analyses import oracle
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularTask
 
 P = 31
@@ -50,42 +51,10 @@ def fourier_adder(
     noise: float = 0.0,
     dtype: torch.dtype = torch.float64,
 ) -> HookedRNN:
-    """A network that adds modulo an odd p by Fourier multiplication.
-
-    With w = 2 pi k / p, frequency k has a unit for each of evenly spaced phases f. After one token the units are
-    relu(cos(wa + f)); since f and f + pi come in pairs, W_hh gets cos(wa + f) back: relu(v) - relu(-v) = v. After two
-    they are relu(cos(wa + f) + cos(wb + f)) = 2 |cos(w(a-b)/2)| relu(+-cos(w(a+b)/2 + f)), whose second harmonic in f
-    is cos(w(a+b) + 2f). W_U sums it against cos(wc + 2f), which makes the logit of c
-
-        sum_k s_k |cos(w_k(a-b)/2)| cos(w_k(a+b-c)) times a constant,
-
-    largest at c = a + b: for odd p no |cos| is zero. (What the harmonics above add is a 300th of that, for 32 phases.)
-
-    Args:
-        strengths: by frequency: radius of its circle in W_E, and factor of its rows of W_U.
-        noise: standard deviation of what is added to every weight.
-    """
-    f = 2 * math.pi * torch.arange(phases, dtype=torch.float64) / phases
-    read_embedding = torch.block_diag(*[torch.stack([f.cos(), -f.sin()])] * len(frequencies))
-    recover = 4 / phases * (f[:, None] - f).cos()
-    turns = torch.arange(p, dtype=torch.float64)
-    read_sum = [
-        s * (2 * math.pi * k / p * turns + 2 * f[:, None]).cos() for k, s in zip(frequencies, strengths, strict=True)
-    ]
-    axes = orthonormal_rows(2 * len(frequencies), d_model)
-    model = HookedRNN(
-        HookedRNNConfig(
-            d_vocab=p, d_vocab_out=p, d_model=d_model, d_hidden=phases * len(frequencies), n_ctx=2, dtype=dtype
-        )
+    """The oracle, of as many neurons for each frequency as there are phases, whether exactly right or not."""
+    return oracle.fourier_adder(
+        p, frequencies, strengths, neurons=phases, d_model=d_model, noise=noise, dtype=dtype, check=False
     )
-    weights = {
-        "embed.W_E": circles(p, frequencies, strengths) @ axes,
-        "blocks.0.W_ih": axes.T @ read_embedding,
-        "blocks.0.W_hh": torch.block_diag(*[recover] * len(frequencies)),
-        "unembed.W_U": torch.cat(read_sum),
-    }
-    model.load_state_dict({n: (w + noise * normal(*w.shape, seed=len(n))).to(dtype) for n, w in weights.items()})
-    return model.eval()
 
 
 def clock_adder(p: int, frequencies: Sequence[int], phases: int = 12) -> HookedRNN:

@@ -38,7 +38,7 @@ from analyses.ablation import (
     last_hidden,
     numbers_removed,
 )
-from analyses.errors import FamilyError, FrequencyError, GridError, ModulusError
+from analyses.errors import ActivationError, FamilyError, FrequencyError, GridError, ModulusError
 from analyses.fourier import FourierBasis
 from analyses.grid import FAMILIES
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask
@@ -232,7 +232,7 @@ def test_gradients_flow_through_the_hook() -> None:
     assert_close(x.grad, 2 * without_by_hand(x.detach()[:, 0], FEW, [1], "sum").unsqueeze(1), **exact)
 
 
-@pytest.mark.parametrize("mode", ["mean", "Zero", ""])
+@pytest.mark.parametrize("mode", ["median", "Zero", ""])
 def test_an_unknown_mode_is_an_error_at_once(mode: str) -> None:
     with pytest.raises(FamilyError, match="unknown mode"):
         frequency_hook(FEW, [1], mode=mode)
@@ -261,12 +261,13 @@ def test_a_batch_that_is_not_the_full_grid_is_an_error(chosen: slice) -> None:
         model.run_with_hooks(task.tokens[chosen], fwd_hooks=[(HIDDEN, frequency_hook(FEW, [1]))])
 
 
-def test_an_activation_without_positions_is_an_error() -> None:
+@pytest.mark.parametrize(("name", "shape"), [("attn.hook_pattern", (49, 3, 2, 2)), ("somewhere", (49,))])
+def test_an_activation_without_positions_is_an_error(name: str, shape: tuple[int, ...]) -> None:
     point = HookPoint()
-    point.name = "somewhere"
+    point.name = name
     point.add_hook(frequency_hook(FEW, [1]))
-    with unchecked(), pytest.raises(GridError, match=r"shape \[49, 4\] at somewhere: expected \[pairs, pos, d\]"):
-        point(normal(FEW**2, 4))
+    with unchecked(), pytest.raises(ActivationError, match=rf"at {name}: expected \[batch, pos, d\]"):
+        point(normal(*shape))
 
 
 @pytest.mark.parametrize("position", [2, -3, 100])

@@ -24,6 +24,7 @@ from analyses.attribution import hidden_fit
 from analyses.circuit import FORMS, WAVES, Circuit, Phases, Waves, doubled, logit_fit, phases, read_circuit, read_stage
 from analyses.clock_pizza import clock_or_pizza
 from analyses.errors import FamilyError, FrequencyError, GridError, ReportError
+from analyses.key_frequencies import logit_spectrum
 from hooked_rnn import HookedRNN, ModularAddition
 
 
@@ -169,6 +170,13 @@ def test_the_logits_fit_is_that_of_least_squares(chosen: tuple[int, list[int]], 
     assert list(fit.coefficients.values()) == pytest.approx(solution.tolist())
     left = centred - functions @ solution
     assert fit.explained == pytest.approx(1 - float(left.norm() / centred.norm()) ** 2)
+
+
+@pytest.mark.parametrize("p", [7, 8])
+def test_the_clocks_shares_are_those_of_the_spectrum_of_logits(p: int) -> None:
+    logits, ks = normal(p * p, p), list(range(1, p // 2 + 1))
+    spectrum = logit_spectrum(logits, ModularAddition(p).labels, p)
+    assert list(logit_fit(logits, p, ks).shares.values()) == pytest.approx(spectrum.shares.tolist())
 
 
 def test_planted_logits_are_explained_and_those_of_the_difference_are_not() -> None:

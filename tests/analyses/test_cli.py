@@ -54,7 +54,9 @@ def test_the_installed_command_prints_an_error_and_no_traceback(tmp_path: Path) 
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
-    assert all(command in run("--help").stdout for command in ("report", "train", "models", "seeds", "circuit", "progress"))
+    assert all(
+        command in run("--help").stdout for command in ("report", "train", "models", "seeds", "circuit", "progress")
+    )
     code = "import sys, analyses.cli; print({'torch', 'transformer_lens', 'matplotlib', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 

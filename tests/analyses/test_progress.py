@@ -11,19 +11,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import FREQUENCIES, STRENGTHS, P, exact, fourier_adder, normal, random_model, without_by_hand
-from torch.testing import assert_close
+from planted import FREQUENCIES, STRENGTHS, P, fourier_adder, normal, random_model
 from typer.testing import CliRunner
 
+from analyses.adder import Adder
 from analyses.circuit import read_circuit
 from analyses.claims import judge
 from analyses.cli import app
 from analyses.errors import ReportError
 from analyses.measure import load_subject, measure
 from analyses.plots import progress_figure
-from analyses.progress import Progress, excluded_logits, gini, progress, restricted_logits
+from analyses.progress import Progress, gini, progress
 from analyses.progress_report import make_progress
 from analyses.report import to_png
+from analyses.restricted import progress_measures
 from analyses.spectra import KeyFrequencies, key_frequencies, weight_spectrum
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, ModularTask, TrainConfig, train
 from hooked_rnn.checkpoints import CHECKPOINTS, checkpoint_paths, save_checkpoint
@@ -185,12 +186,15 @@ def test_other_networks_and_an_equals_token(fields: dict[str, object], tmp_path:
     assert all(math.isfinite(value) for value in point.row().values() if isinstance(value, float))
 
 
-def test_restricted_and_excluded_are_least_squares_and_add_up() -> None:
-    p, ks = 7, [1, 3]
-    logits = normal(p * p, p)
-    restricted, excluded = restricted_logits(logits, p, ks), excluded_logits(logits, p, ks)
-    assert_close(excluded, without_by_hand(logits, p, ks, "sum"), **exact)
-    assert_close(restricted + excluded, logits + logits.mean(0), **exact)
+def test_restricted_and_excluded_losses_are_those_of_their_own_module(run: Path, measured: Progress) -> None:
+    subject, last = load_subject(str(run)), measured.checkpoints[-1]
+    trained, _ = subject.task.split(0.8, 0)
+    adder = Adder(subject.model, subject.task)
+    expected = progress_measures(adder, measured.key.by_share, "sum", trained)
+    assert last.test is not None
+    for name in ("plain", "restricted", "excluded"):
+        pair = (getattr(last.train, name), getattr(last.test, name))
+        assert pair == pytest.approx((getattr(expected, name).train, getattr(expected, name).test))
 
 
 @settings(max_examples=30, deadline=None)

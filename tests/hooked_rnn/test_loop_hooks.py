@@ -16,6 +16,7 @@ from causality import (
     Point,
     by_hand,
     doubled,
+    doubled_in_place,
     edit_at,
     every_point,
     exact,
@@ -124,16 +125,27 @@ def edges(output: Tensor) -> int:
 
 
 @every_point
-def test_a_hook_that_looks_makes_the_graph_longer_by_a_constant_a_step(point: Point) -> None:
+def test_a_hook_makes_the_graph_longer_by_a_constant_a_step(point: Point) -> None:
     model = make_model()
 
     def cost(n_steps: int, hook: Hook) -> int:
         return edges(model.run_with_hooks(integers(BATCH, n_steps), fwd_hooks=[(name_of(point), hook)]))
 
-    for looks in (lambda x, hook: None, lambda x, hook: x):
-        assert cost(32, looks) < 2.2 * cost(16, looks)
+    for hook in (lambda x, hook: None, lambda x, hook: x, doubled, doubled_in_place):
+        assert cost(32, hook) < 2.2 * cost(16, hook)
     if point[0] in STEP_KINDS:
-        assert cost(32, doubled) > 2.2 * cost(16, doubled)  # autograd sees through all of the tensor
+        assert cost(32, sum_of_all_given()) > 2.2 * cost(16, sum_of_all_given())
+
+
+def sum_of_all_given() -> Hook:
+    """At each step, the sum of all tensors that the hook was given so far."""
+    given: list[Tensor] = []
+
+    def hook(x: Tensor, hook: HookPoint) -> Tensor:
+        given.append(x)
+        return torch.stack(given).sum(0)
+
+    return hook
 
 
 @step_points
