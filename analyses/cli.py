@@ -171,6 +171,37 @@ def train(
 
 
 @app.command()
+def circuit(
+    model: Annotated[str, typer.Argument(help="An embedded model, a run directory, or a Hub id.")] = "mod-add-113",
+) -> None:
+    """Read the circuit step by step, and tell whether it is a clock or a pizza."""
+    with clear_errors():
+        from analyses.adder import Adder
+        from analyses.circuit import read_circuit
+        from analyses.clock_pizza import clock_or_pizza
+        from analyses.measure import key_frequencies_of, load_subject
+        from analyses.terminal import print_circuit
+
+        subject = load_subject(model)
+        key = key_frequencies_of(subject.model, subject.task)
+        read = read_circuit(subject.model, subject.task, key.by_share)
+        print_circuit(read, clock_or_pizza(Adder(subject.model, subject.task)))
+
+
+@app.command()
+def progress(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory, finished or not.")],
+    out: Annotated[Path | None, typer.Option(help="Directory for progress.csv and progress.png.")] = None,
+) -> None:
+    """Measure every checkpoint of a run: key frequencies, restricted and excluded loss, clock or pizza."""
+    with clear_errors():
+        from analyses.progress_report import make_progress
+        from analyses.terminal import print_progress
+
+        print_progress(make_progress(run_dir, out), out)
+
+
+@app.command()
 def models() -> None:
     """List the embedded models with their figures."""
     with clear_errors():

@@ -7,9 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analyses.circuit import WAVES, Circuit
 from analyses.claims import VERDICTS, Claim, Verdict
+from analyses.clock_pizza import ClockOrPizza
 from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.measure import accuracy_of, key_frequencies_of, load_subject, matrices
+from analyses.progress import Progress
 from analyses.report import Report, facts
 from analyses.seeds import columns
 from hooked_rnn.pretrained import embedded_names
@@ -63,6 +66,89 @@ def print_embedded() -> None:
             ", ".join(f"{n} {share:.1%}" for n, share in held.items()),
         )
     _console().print(table)
+
+
+def print_circuit(circuit: Circuit, measures: ClockOrPizza) -> None:
+    """What is written at each step, a line a stage; then frequency by frequency; then clock or pizza."""
+    console = _console(least_width=170)
+    table = Table("step", "hook point", "what it is", title="Share of the centred variance at the key frequencies")
+    for name in (*WAVES, "closed form", "relative error"):
+        table.add_column(name, justify="right")
+    for stage in circuit.stages:
+        shares = ((family, stage.share(family)) for family in WAVES)
+        cells = [Text(f"{x:.1%}", style="bold" if family in stage.closed_form else "dim") for family, x in shares]
+        cells += [Text(f"{stage.explained:.2%}"), Text(f"{stage.relative_error:.3f}")]
+        table.add_row(str(stage.position), stage.point, stage.text, *cells)
+    console.print(table)
+    table = Table("frequency", title="Frequency by frequency")
+    last = circuit.stages[-1].position
+    names = (
+        "same units",
+        "phases agree",
+        "phase difference fixed",
+        "error of W_hh's part",
+        "error of W_U's",
+        "coefficient",
+    )
+    for name in (*names, "logits: clock", "logits: pizza"):
+        table.add_column(name, justify="right")
+    for k in circuit.frequencies:
+        carried = circuit.stage("blocks.0.hook_recurrent", 1).errors[k]
+        meeting = circuit.phases[k]
+        numbers = (meeting.overlap, meeting.agreement, meeting.concentration, carried, circuit.reads[k].relative)
+        shares_of_logits = (circuit.clock.shares[k], circuit.pizza.shares[k])
+        table.add_row(
+            str(k),
+            *(f"{x:.3f}" for x in (*numbers, circuit.clock.coefficients[k])),
+            *(f"{x:.1%}" for x in shares_of_logits),
+        )
+    table.add_row("all", *[""] * len(names), f"{circuit.clock.explained:.2%}", f"{circuit.pizza.explained:.2%}")
+    console.print(table)
+    irrelevance = measures.distance_irrelevance
+    for name, value in (
+        ("gradient symmetricity", f"{measures.symmetry.symmetricity:.3f}"),
+        ("with the operands exchanged", f"{measures.symmetry.exchanged:.3f}"),
+        ("first operand's gradient over the second's", f"{measures.symmetry.ratio:.3f}"),
+        (
+            "distance irrelevance",
+            "none: the correct logits are all the same" if irrelevance is None else f"{irrelevance:.3f}",
+        ),
+        ("circularity", f"{measures.circularity:.4f}"),
+        ("answer read at position", str(last)),
+    ):
+        console.print(Text(f"{name:>44}  ", style="dim").append(value, style="not dim"))
+
+
+def print_progress(progress: Progress, out: Path | None) -> None:
+    """A line for each checkpoint."""
+    console = _console(least_width=165)
+    table = Table(title=f"Key frequencies of the end: {' '.join(map(str, progress.key.by_share)) or 'none'}")
+    for name in (
+        "step", "train loss", "test loss", "test accuracy", "restricted (test)", "excluded (train)", "keys now",
+        "share", "Gini W_E W_ih", "Gini W_U", "logits: clock", "logits: pizza", "gradients alike", "exchanged",
+    ):  # fmt: skip
+        table.add_column(name, justify="right")
+    for point in progress.checkpoints:
+        test = point.test
+        table.add_row(
+            f"{point.step:,}",
+            f"{point.train.plain:.1e}",
+            "" if test is None else f"{test.plain:.1e}",
+            "" if test is None else f"{test.accuracy:.1%}",
+            "" if test is None else f"{test.restricted:.1e}",
+            f"{point.train.excluded:.1e}",
+            str(len(point.own_key.frequencies)),
+            f"{sum(point.shares.values()):.1%}",
+            f"{point.gini['W_E W_ih']:.2f}",
+            f"{point.gini['W_U']:.2f}",
+            f"{point.clock:.1%}",
+            f"{point.pizza:.1%}",
+            f"{point.symmetricity:.2f}",
+            f"{point.exchanged:.2f}",
+        )
+    console.print(table)
+    if out is not None:
+        console.print(Text(f"progress.csv, with every measure, and progress.png are in {out}"))
 
 
 def print_rows(rows: Sequence[Mapping[str, object]]) -> None:

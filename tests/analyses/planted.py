@@ -57,6 +57,33 @@ def fourier_adder(
     )
 
 
+def clock_adder(p: int, frequencies: Sequence[int], phases: int = 12) -> HookedRNN:
+    """A network whose units meet a's wave and b's in all differences of phase, and whose logits are an exact clock's.
+
+    As :func:`fourier_adder`, but frequency k has a unit for each pair of phases f, g: relu(cos(wa + f) + cos(wb + g)),
+    read by cos(wc + f + g). Of the harmonics cos(m(wa + f) + n(wb + g)) the sum over f and g leaves m = n = 1 alone (and
+    what is the same modulo the number of phases), which is cos(w(a+b-c)).
+    """
+    phase = 2 * math.pi * torch.arange(phases, dtype=torch.float64) / phases
+    f, g = phase.repeat_interleave(phases), phase.repeat(phases)
+    read_embedding = torch.block_diag(*[torch.stack([g.cos(), -g.sin()])] * len(frequencies))
+    recover = 4 / phases**2 * (g[:, None] - f).cos()
+    turns = torch.arange(p, dtype=torch.float64)
+    read_sum = [(2 * math.pi * k / p * turns + (f + g)[:, None]).cos() for k in frequencies]
+    d_model, units = 2 * len(frequencies), phases**2 * len(frequencies)
+    model = HookedRNN(
+        HookedRNNConfig(d_vocab=p, d_vocab_out=p, d_model=d_model, d_hidden=units, n_ctx=2, dtype=torch.float64)
+    )
+    weights = {
+        "embed.W_E": circles(p, frequencies, [1.0] * len(frequencies)),
+        "blocks.0.W_ih": read_embedding,
+        "blocks.0.W_hh": torch.block_diag(*[recover] * len(frequencies)),
+        "unembed.W_U": torch.cat(read_sum),
+    }
+    model.load_state_dict(weights)
+    return model.eval()
+
+
 def random_model(task: ModularTask, d_model: int = 32, d_hidden: int = 24, **fields: Any) -> HookedRNN:
     """Untrained weights of the sizes of a task, biases included where there are any."""
     sizes = {"d_vocab": task.d_vocab, "d_vocab_out": task.d_vocab_out, "d_model": d_model, "d_hidden": d_hidden}

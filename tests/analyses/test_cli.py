@@ -54,7 +54,9 @@ def test_the_installed_command_prints_an_error_and_no_traceback(tmp_path: Path) 
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
-    assert all(command in run("--help").stdout for command in ("report", "train", "models", "seeds"))
+    assert all(
+        command in run("--help").stdout for command in ("report", "train", "models", "seeds", "circuit", "progress")
+    )
     code = "import sys, analyses.cli; print({'torch', 'transformer_lens', 'matplotlib', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
@@ -145,6 +147,10 @@ def test_models_lists_what_is_embedded() -> None:
         (["report", "EMPTY"], "is no run: it has no config.json"),
         (["report", "--out", "FILE/report"], "cannot write a report to"),
         (["seeds", "EMPTY"], "is no run: it has no config.json"),
+        (["circuit", "EMPTY"], "is no run: it has no config.json"),
+        (["progress", "EMPTY"], "is no run: it has no config.json"),
+        (["progress", "NOWHERE"], "is no run: it has no config.json"),
+        (["progress", "EMPTY", "--out", "FILE/out"], "cannot write to"),
     ],
 )
 def test_bad_input_is_one_line_and_no_traceback(

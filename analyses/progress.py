@@ -1,0 +1,274 @@
+"""What a network is made of, over its training: every measure at every checkpoint of a run."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from analyses.adder import Adder
+from analyses.circuit import logit_fit
+from analyses.clock_pizza import circularity, distance_irrelevance, gradient_symmetry
+from analyses.errors import ReportError
+from analyses.measure import key_frequencies_of, layers, matrices
+from analyses.restricted import restricted_to_families
+from analyses.spectra import KeyFrequencies, weight_spectrum
+from hooked_rnn import HookedRNN, ModularAddition, ModularTask
+from hooked_rnn.checkpoints import checkpoint_paths, weights_in
+from hooked_rnn.errors import HookedRNNWarning, TaskError, WeightsError
+from hooked_rnn.pretrained import WEIGHTS, read_config, read_training
+from hooked_rnn.tasks import task_from_dict
+from hooked_rnn.weights import load_weights
+
+Rule = Callable[[HookedRNN, ModularTask], KeyFrequencies]
+"""How the key frequencies of a network are found."""
+TRIPLES = 2_000
+"""How many (a, b, c) the gradient symmetricity of each checkpoint is the mean over."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean cross entropy in nats, of logits as they are and as two operators leave them."""
+
+    plain: float
+    restricted: float
+    """With the key frequencies alone: variant "sum" of :mod:`analyses.restricted`."""
+    excluded: float
+    """With all but the key frequencies, by the same variant."""
+    accuracy: float
+    """Of the logits as they are."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything measured at one step."""
+
+    step: int
+    """Optimizer steps taken."""
+    train: Losses
+    """On the pairs trained on."""
+    test: Losses | None
+    """On the others; None where there are none."""
+    own_key: KeyFrequencies
+    """The key frequencies that the network has at this step."""
+    shares: dict[int, float]
+    """By final key frequency: its share in the spectrum that ``own_key`` was found in."""
+    gini: dict[str, float]
+    """By matrix: :func:`gini` of its power by frequency."""
+    norms: dict[str, float]
+    """By matrix: Frobenius norm."""
+    clock: float
+    """Fraction of the logits' variance that cos(w(a+b-c)) of the final key frequencies explains."""
+    pizza: float
+    """The same of the pizza's form: see :func:`analyses.circuit.logit_fit`."""
+    symmetricity: float
+    """Gradient symmetricity: see :func:`analyses.clock_pizza.gradient_symmetry`."""
+    exchanged: float
+    """The same with the operands exchanged."""
+    distance_irrelevance: float | None
+    """See :func:`analyses.clock_pizza.distance_irrelevance`."""
+    circularity: float
+    """Of the embedding."""
+
+    def row(self) -> dict[str, Any]:
+        """As a row of a table; what there is not is None."""
+        parts: dict[str, Any] = {"step": self.step}
+        for name, losses in (("train", self.train), ("test", self.test)):
+            parts |= {
+                f"{name}_loss": losses and losses.plain,
+                f"{name}_accuracy": losses and losses.accuracy,
+                f"{name}_restricted_loss": losses and losses.restricted,
+                f"{name}_excluded_loss": losses and losses.excluded,
+            }
+        parts |= {"n_key": len(self.own_key.frequencies), "key_frequencies": " ".join(map(str, self.own_key.by_share))}
+        parts |= {f"share {k}": share for k, share in self.shares.items()}
+        parts |= {f"gini {name}": value for name, value in self.gini.items()}
+        parts |= {f"norm {name}": value for name, value in self.norms.items()}
+        return parts | {
+            "clock_fve": self.clock,
+            "pizza_fve": self.pizza,
+            "gradient_symmetricity": self.symmetricity,
+            "gradient_symmetricity_exchanged": self.exchanged,
+            "distance_irrelevance": self.distance_irrelevance,
+            "circularity": self.circularity,
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run, from its first checkpoint to its last."""
+
+    directory: Path
+    """The run directory."""
+    key: KeyFrequencies
+    """The final key frequencies: those of the last checkpoint."""
+    checkpoints: list[Checkpoint]
+    """In the order of their steps."""
+    changes: list[int]
+    """Steps at which the optimizer changed."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The table."""
+        return [checkpoint.row() for checkpoint in self.checkpoints]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run directory holds beside its checkpoints."""
+
+    directory: Path
+    task: ModularTask
+    train: Int[Tensor, " n_train"]
+    test: Int[Tensor, " n_test"]
+    changes: list[int]
+    finished_at: int | None
+
+
+def progress(
+    run_dir: str | Path, rule: Rule = key_frequencies_of, tick: Callable[[int, int], object] = lambda done, total: None
+) -> Progress:
+    """Measure every checkpoint of a run; one that is unfinished or was killed will do.
+
+    Restricted and excluded loss, shares and fits are about the key frequencies of the last checkpoint, as in Nanda et
+    al. 2023; each checkpoint's own are in ``own_key``. A checkpoint that was cut short or altered is left out, with a
+    warning. Weights of the end that are no checkpoint are measured too.
+
+    Args:
+        run_dir: a run directory.
+        rule: how key frequencies are found.
+        tick: called with the number of checkpoints that are done and of all.
+
+    Raises:
+        RunDirectoryError, ConfigError: no run directory, or one whose files are wrong.
+        ReportError: no checkpoint that can be read, no record of the task and the split, or another task.
+    """
+    run = _read_run(Path(run_dir))
+    model = HookedRNN(read_config(run.directory)).eval()
+    _check_sizes(model, run)
+    paths = _paths(run)
+    final = next(_loaded(model, reversed(paths)), None)
+    if final is None:
+        raise ReportError(f"{run.directory} has no checkpoint that can be read: expected the directory of a run")
+    key = rule(model, run.task)
+    paths = [(step, path) for step, path in paths if step <= final]  # of later ones a warning has been given
+    checkpoints: list[Checkpoint] = []
+    for step in _loaded(model, paths):
+        checkpoints.append(measure_checkpoint(model, run.task, run.train, run.test, key, step, rule))
+        tick(len(checkpoints), len(paths))
+    return Progress(run.directory, key, checkpoints, run.changes)
+
+
+@torch.no_grad()
+def measure_checkpoint(
+    model: HookedRNN,
+    task: ModularTask,
+    train: Int[Tensor, " n_train"],
+    test: Int[Tensor, " n_test"],
+    key: KeyFrequencies,
+    step: int = 0,
+    rule: Rule = key_frequencies_of,
+) -> Checkpoint:
+    """Measure one network, on the grid of all pairs.
+
+    Args:
+        model: it.
+        task: addition of two numbers.
+        train, test: rows of the grid.
+        key: the frequencies that everything is about, and the order in which they are listed.
+        step: where in the training it is.
+        rule: how its own key frequencies are found.
+    """
+    adder, p, ks = Adder(model, task), task.p, key.by_share
+    logits = adder.logits().double()
+    restricted, excluded = restricted_to_families(logits, p, ks)
+
+    def losses(rows: Tensor) -> Losses:
+        labels = adder.labels[rows]
+        means = [float(cross_entropy(x[rows], labels)) for x in (logits, restricted, excluded)]
+        return Losses(*means, accuracy=float((logits[rows].argmax(1) == labels).double().mean()))
+
+    own = rule(model, task)
+    symmetry = gradient_symmetry(adder, TRIPLES)
+    composed = adder.W_E @ layers(model)[0].W_ih.detach()
+    spectra = {"W_E W_ih": weight_spectrum(composed, p), "W_U": weight_spectrum(adder.W_U, p, dim=1)}
+    return Checkpoint(
+        step,
+        losses(train),
+        losses(test) if len(test) else None,
+        own,
+        {k: own.spectrum.share(k) for k in ks},
+        {name: gini(spectrum.shares) for name, spectrum in spectra.items()},
+        {name: float(matrix.norm()) for name, matrix in matrices(model).items()},
+        logit_fit(logits, p, ks, "clock").explained,
+        logit_fit(logits, p, ks, "pizza").explained,
+        symmetry.symmetricity,
+        symmetry.exchanged,
+        distance_irrelevance(logits, p),
+        circularity(adder.W_E),
+    )
+
+
+def gini(values: Float[Tensor, " n"]) -> float:
+    """Gini coefficient: sum_ij |x_i - x_j| / (2 n sum_i x_i), 0 where all are equal and 1 - 1/n where one has it all.
+
+    Of the power by frequency here; Nanda et al. 2023 take the norms by Fourier component, which gives less. 0 for zeros.
+    """
+    ordered = values.double().sort().values
+    n, total = len(ordered), float(ordered.sum())
+    ranks = 2 * torch.arange(1, n + 1, dtype=torch.float64, device=ordered.device) - n - 1
+    return float((ranks * ordered).sum()) / (n * total) if total > 0 else 0.0
+
+
+def _read_run(directory: Path) -> _Run:
+    read_config(directory)  # whether it is a run at all
+    record = read_training(directory)
+    if record is None:
+        raise ReportError(f"{directory} has no train.json: expected the directory of a run")
+    try:
+        task, how = task_from_dict(record["task"]), record["train"]
+        train, test = task.split(how["train_fraction"], how["seed"])
+        first = how.get("orthogonal_steps", 0)
+        changes = [first] if 0 < first < how["steps"] else []
+        result = record.get("result")
+        finished_at = None if result is None else result["step"]
+    except (KeyError, TypeError, AttributeError, TaskError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ReportError(f"{directory}/train.json does not say task and split: {what}") from error
+    if not isinstance(task, ModularAddition) or task.operands != 2:
+        raise ReportError(f"the task is {task!r}: expected modular addition of two numbers")
+    return _Run(directory, task, train, test, changes, finished_at)
+
+
+def _check_sizes(model: HookedRNN, run: _Run) -> None:
+    cfg, task = model.cfg, run.task
+    if (cfg.d_vocab, cfg.d_vocab_out) != (task.d_vocab, task.d_vocab_out):
+        raise ReportError(
+            f"{run.directory}: the model has d_vocab={cfg.d_vocab}, d_vocab_out={cfg.d_vocab_out}: expected "
+            f"d_vocab={task.d_vocab}, d_vocab_out={task.d_vocab_out}, for addition modulo {task.p}"
+        )
+
+
+def _paths(run: _Run) -> list[tuple[int, Path]]:
+    """Steps and files of the checkpoints, the oldest first, and the weights of the end where no checkpoint has them."""
+    paths = [(int(path.stem.removeprefix("step-")), path) for path in reversed(checkpoint_paths(run.directory))]
+    end = run.directory / WEIGHTS
+    if run.finished_at is not None and end.is_file() and run.finished_at not in dict(paths):
+        paths.append((run.finished_at, end))
+    return sorted(paths)
+
+
+def _loaded(model: HookedRNN, paths: Iterable[tuple[int, Path]]) -> Iterator[int]:
+    """The steps whose weights can be read; at each, the model has them."""
+    for step, path in paths:
+        try:
+            model.load_state_dict(weights_in(load_weights(path)))
+        except (WeightsError, RuntimeError) as error:
+            warnings.warn(f"{path.name} is left out: {error}", HookedRNNWarning, stacklevel=3)
+        else:
+            yield step
