@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import Edits, Unrolled, points, unroll
+from reference import LOOP_KINDS, Edits, State, Unrolled, points, unroll
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformer_lens.hook_points import HookPoint
@@ -16,7 +16,10 @@ from hooked_rnn import HookedRNN, HookedRNNConfig
 BATCH, STEPS, VOCAB, ANSWERS = 3, 4, 7, 6
 
 
-STEP_KINDS = ("recurrent", "preact", "hidden")
+CELLS = tuple(LOOP_KINDS)
+
+
+STEP_KINDS = {kind for kinds in LOOP_KINDS.values() for kind in kinds}
 
 
 ARCHITECTURES = list(itertools.product((1, 2, 3), ("relu", "tanh"), (True, False)))
@@ -37,6 +40,31 @@ ONCE_POINTS = [point for point in ALL_POINTS if point[0] not in STEP_KINDS]
 exact = {"rtol": 0.0, "atol": 1e-12}
 
 
+GATED_POINTS = [
+    ("gru", ("recurrent", 0)),
+    ("gru", ("carry", 1)),
+    ("gru", ("update", 0)),
+    ("gru", ("candidate_preact", 1)),
+    ("gru", ("hidden", 0)),
+    ("lstm", ("recurrent", 1)),
+    ("lstm", ("carry", 0)),
+    ("lstm", ("forget_gate", 1)),
+    ("lstm", ("output_gate_preact", 0)),
+    ("lstm", ("cell", 0)),
+    ("lstm", ("hidden", 1)),
+]
+"""Of the gated cells, one point of each sort, all inside the loop: outside it they have what the vanilla cell has."""
+
+
+FEW_GATED_POINTS = [
+    ("gru", ("carry", 1)),
+    ("gru", ("hidden", 0)),
+    ("lstm", ("recurrent", 1)),
+    ("lstm", ("cell", 0)),
+]
+"""For what takes long."""
+
+
 architectures = pytest.mark.parametrize(("n_layers", "act_fn", "bias"), ARCHITECTURES)
 
 
@@ -52,13 +80,38 @@ step_points = pytest.mark.parametrize("point", STEP_POINTS, ids=str)
 once_points = pytest.mark.parametrize("point", ONCE_POINTS, ids=str)
 
 
+def of_cells(points: Iterable["Point"], gated: Iterable[tuple[str, "Point"]] = GATED_POINTS) -> pytest.MarkDecorator:
+    """For these points of the vanilla cell, and some of the others."""
+    return pytest.mark.parametrize(("cell", "point"), [*(("rnn", point) for point in points), *gated], ids=str)
+
+
+every_point_of_cells = of_cells(ALL_POINTS)
+
+
+step_points_of_cells = of_cells(STEP_POINTS)
+
+
+every_point_and_a_few_gated = of_cells(ALL_POINTS, FEW_GATED_POINTS)
+
+
+step_points_and_a_few_gated = of_cells(STEP_POINTS, FEW_GATED_POINTS)
+
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+gated_cells = pytest.mark.parametrize("cell", ["gru", "lstm"])
+
+
 Point = tuple[str, int | None]
 
 
 Hook = Callable[..., Any]
 
 
-def make_model(n_layers: int = 2, act_fn: str = "tanh", bias: bool = True, seed: int = 0) -> HookedRNN:
+def make_model(
+    n_layers: int = 2, act_fn: str = "tanh", bias: bool = True, seed: int = 0, cell: str = "rnn"
+) -> HookedRNN:
     """A small network in float64, with biases that are not zero."""
     cfg = HookedRNNConfig(
         d_vocab=VOCAB,
@@ -66,6 +119,7 @@ def make_model(n_layers: int = 2, act_fn: str = "tanh", bias: bool = True, seed:
         d_model=3,
         d_hidden=4,
         n_layers=n_layers,
+        cell=cell,
         act_fn=act_fn,
         bias=bias,
         seed=seed,
@@ -95,8 +149,8 @@ LABELS = integers(BATCH, STEPS, high=ANSWERS, seed=1)
 
 
 def by_hand(model: HookedRNN, edits: Edits | None = None, tokens: Tensor = TOKENS, **kwargs: Any) -> Unrolled:
-    weights = dict(model.named_parameters())
-    return unroll(weights, tokens, n_layers=model.cfg.n_layers, act_fn=model.cfg.act_fn, edits=edits, **kwargs)
+    weights, cfg = dict(model.named_parameters()), model.cfg
+    return unroll(weights, tokens, n_layers=cfg.n_layers, cell=cfg.cell, act_fn=cfg.act_fn, edits=edits, **kwargs)
 
 
 def name_of(point: Point) -> str:
@@ -105,7 +159,22 @@ def name_of(point: Point) -> str:
 
 
 def width_of(model: HookedRNN, point: Point) -> int:
-    return {"embed": model.cfg.d_model, "logits": model.cfg.d_vocab_out}.get(point[0], model.cfg.d_hidden)
+    cfg = model.cfg
+    of_all_gates = cfg.n_gates * cfg.d_hidden
+    widths = {"embed": cfg.d_model, "logits": cfg.d_vocab_out, "input": of_all_gates, "recurrent": of_all_gates}
+    return widths.get(point[0], cfg.d_hidden)
+
+
+def random_state(model: HookedRNN, dtype: torch.dtype = torch.float64, batch: int = BATCH) -> State:
+    """A state that is not zero."""
+    cfg = model.cfg
+    parts = tuple(random(cfg.n_layers, batch, cfg.d_hidden, seed=seed).to(dtype) for seed in (0, 1))
+    return parts if cfg.cell == "lstm" else parts[0]
+
+
+def parts_of(state: State) -> list[Tensor]:
+    """The tensors that a network's state is made of."""
+    return list(state) if isinstance(state, tuple) else [state]
 
 
 def mean_loss(logits: Tensor, labels: Tensor = LABELS) -> Tensor:

@@ -17,7 +17,8 @@ from causality import (
     by_hand,
     doubled,
     edit_at,
-    every_point,
+    every_point_and_a_few_gated,
+    every_point_of_cells,
     exact,
     make_model,
     mean_loss,
@@ -31,11 +32,11 @@ from torch.testing import assert_close
 from hooked_rnn.errors import HookError
 
 
-@every_point
+@every_point_and_a_few_gated
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("way", WAYS)
-def test_edits_are_the_same_bits_with_and_without_autograd(point: Point, mode: Any, way: Callable) -> None:
-    model = make_model()
+def test_edits_are_the_same_bits_with_and_without_autograd(cell: str, point: Point, mode: Any, way: Callable) -> None:
+    model = make_model(cell=cell)
     hooks = [(name_of(point), way(nonlinear, 1)), (name_of(point), doubled)]
     with model.hooks(fwd_hooks=hooks):
         with_autograd, cache = model.run_with_cache(TOKENS)
@@ -46,25 +47,25 @@ def test_edits_are_the_same_bits_with_and_without_autograd(point: Point, mode: A
     assert all(torch.equal(cache[name], cache_without[name]) for name in cache)
 
 
-@every_point
-def test_autograd_switched_on_again_inside_inference_mode_changes_nothing(point: Point) -> None:
-    model = make_model()
+@every_point_of_cells
+def test_autograd_switched_on_again_inside_inference_mode_changes_nothing(cell: str, point: Point) -> None:
+    model = make_model(cell=cell)
     with torch.inference_mode(), torch.enable_grad():
         logits = model.run_with_hooks(TOKENS, fwd_hooks=[(name_of(point), doubled)])
     assert_close(logits, by_hand(model, edit_at(point, range(STEPS), lambda x: x * 2)).logits.detach(), **exact)
 
 
-@every_point
-def test_backward_hooks_are_idle_without_autograd(point: Point) -> None:
-    model, seen = make_model(), []
+@every_point_of_cells
+def test_backward_hooks_are_idle_without_autograd(cell: str, point: Point) -> None:
+    model, seen = make_model(cell=cell), []
     with torch.no_grad(), model.hooks(bwd_hooks=[(name_of(point), lambda grad, hook: seen.append(grad))]):
-        assert torch.equal(model(TOKENS), make_model()(TOKENS))
+        assert torch.equal(model(TOKENS), make_model(cell=cell)(TOKENS))
     assert seen == []
 
 
-@every_point
-def test_a_raw_forward_hook_is_a_hook(point: Point) -> None:
-    model = make_model()
+@every_point_of_cells
+def test_a_raw_forward_hook_is_a_hook(cell: str, point: Point) -> None:
+    model = make_model(cell=cell)
     module, seen = model.hook_dict[name_of(point)], []
 
     def edit(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
@@ -82,9 +83,9 @@ def test_a_raw_forward_hook_is_a_hook(point: Point) -> None:
     assert all(seen)
 
 
-@every_point
-def test_a_raw_full_backward_hook_is_a_hook(point: Point) -> None:
-    model, seen = make_model(), []
+@every_point_of_cells
+def test_a_raw_full_backward_hook_is_a_hook(cell: str, point: Point) -> None:
+    model, seen = make_model(cell=cell), []
     expected = by_hand(model)
     for value in expected.at(*point):
         value.register_hook(nonlinear)
@@ -99,9 +100,9 @@ def test_a_raw_full_backward_hook_is_a_hook(point: Point) -> None:
     assert seen[-1].shape == (BATCH, STEPS, width_of(model, point))
 
 
-@every_point
-def test_pre_hooks_are_refused(point: Point) -> None:
-    module = make_model().hook_dict[name_of(point)]
+@every_point_of_cells
+def test_pre_hooks_are_refused(cell: str, point: Point) -> None:
+    module = make_model(cell=cell).hook_dict[name_of(point)]
     for register in (
         module.register_forward_pre_hook,
         module.register_full_backward_pre_hook,

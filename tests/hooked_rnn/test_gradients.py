@@ -20,9 +20,11 @@ from causality import (
     doubled,
     doubled_in_place,
     edit_at,
-    every_point,
+    every_point_and_a_few_gated,
+    every_point_of_cells,
     exact,
     few_architectures,
+    gated_cells,
     gradient_of,
     in_place,
     make_model,
@@ -31,8 +33,9 @@ from causality import (
     nonlinear,
     parameter_gradients,
     random,
+    random_state,
     returned,
-    step_points,
+    step_points_of_cells,
     width_of,
 )
 from reference import points
@@ -52,6 +55,62 @@ def test_cached_gradients_are_the_total_gradients_at_each_position(n_layers: int
         assert_close(parameter.grad, grad, **exact, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@gated_cells
+@pytest.mark.parametrize("bias", [True, False])
+def test_cached_gradients_of_a_gated_cell_are_the_total_gradients_at_each_position(cell: str, bias: bool) -> None:
+    model = make_model(bias=bias, cell=cell)
+    expected = by_hand(model)
+    loss = mean_loss(expected.logits)
+    _, cache = model.run_with_cache(TOKENS, return_type="loss", labels=LABELS, incl_bwd=True)
+    for point in points(2, cell):
+        assert_close(gradient_of(cache, point), expected.gradient(loss, *point), **exact)
+        _, alone = model.run_with_cache(
+            TOKENS, return_type="loss", labels=LABELS, incl_bwd=True, names_filter=name_of(point)
+        )
+        assert_close(gradient_of(alone, point), gradient_of(cache, point), **exact)
+    model.zero_grad()
+    model(TOKENS, return_type="loss", labels=LABELS).backward()
+    for parameter, grad in zip(model.parameters(), parameter_gradients(model, expected), strict=True):
+        assert_close(parameter.grad, grad, **exact)
+
+
+@gated_cells
+def test_the_carry_before_the_first_step_has_its_gradient(cell: str) -> None:
+    model = make_model(cell=cell)
+    for start in (None, random_state(model)):
+        expected = by_hand(model, initial_state=start)
+        _, cache = model.run_with_cache(
+            TOKENS,
+            return_type="loss",
+            labels=LABELS,
+            incl_bwd=True,
+            initial_state=start,
+            names_filter="blocks.0.hook_carry",
+        )
+        assert_close(
+            gradient_of(cache, ("carry", 0)), expected.gradient(mean_loss(expected.logits), "carry", 0), **exact
+        )
+        assert gradient_of(cache, ("carry", 0))[:, 0].any()
+
+
+@every_point_of_cells
+def test_what_a_constant_leads_to_has_its_gradient_too(cell: str, point: Point) -> None:
+    model, t = make_model(cell=cell), 2
+    constant = random(BATCH, width_of(model, point), seed=2)
+    expected = by_hand(model, {(*point, t): lambda x: constant})
+
+    def patch(x: Tensor, hook: HookPoint) -> Tensor:
+        patched = x.detach() if hook.step == t else x.clone()  # nothing that follows in this step has a graph
+        if hook.step in (None, t):
+            patched[:, t] = constant
+        return patched
+
+    with model.hooks(fwd_hooks=[(name_of(point), patch)]):
+        _, cache = model.run_with_cache(TOKENS, return_type="loss", labels=LABELS, incl_bwd=True)
+    for other in points(2, cell):
+        assert_close(gradient_of(cache, other), expected.gradient(mean_loss(expected.logits), *other), **exact)
+
+
 @few_architectures
 def test_a_gradient_is_total_also_where_only_one_point_is_watched(n_layers: int, act_fn: str, bias: bool) -> None:
     model = make_model(n_layers, act_fn, bias)
@@ -63,23 +122,23 @@ def test_a_gradient_is_total_also_where_only_one_point_is_watched(n_layers: int,
         assert_close(gradient_of(cache, point), expected.gradient(mean_loss(expected.logits), *point), **exact)
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("way", [returned, in_place])
-def test_gradients_are_total_under_a_forward_edit(point: Point, way: Callable) -> None:
-    model = make_model()
+def test_gradients_are_total_under_a_forward_edit(cell: str, point: Point, way: Callable) -> None:
+    model = make_model(cell=cell)
     expected = by_hand(model, edit_at(point, [1], nonlinear))
     with model.hooks(fwd_hooks=[(name_of(point), way(nonlinear, 1))]):
         loss, cache = model.run_with_cache(TOKENS, return_type="loss", labels=LABELS, incl_bwd=True)
     assert_close(loss, mean_loss(expected.logits), **exact)
-    for other in ALL_POINTS:
+    for other in points(2, cell):
         assert_close(gradient_of(cache, other), expected.gradient(mean_loss(expected.logits), *other), **exact)
     for parameter, grad in zip(model.parameters(), parameter_gradients(model, expected), strict=True):
         assert_close(parameter.grad, grad, **exact)
 
 
-@every_point
-def test_gradients_are_total_where_the_hook_edits_every_position(point: Point) -> None:
-    model = make_model()
+@every_point_of_cells
+def test_gradients_are_total_where_the_hook_edits_every_position(cell: str, point: Point) -> None:
+    model = make_model(cell=cell)
     expected = by_hand(model, edit_at(point, range(STEPS), nonlinear))
     with model.hooks(fwd_hooks=[(name_of(point), lambda x, hook: nonlinear(x))]):
         _, cache = model.run_with_cache(
@@ -90,12 +149,13 @@ def test_gradients_are_total_where_the_hook_edits_every_position(point: Point) -
         assert_close(parameter.grad, grad, **exact)
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("t", range(STEPS))
-def test_a_constant_that_was_patched_in_has_its_gradient_too(point: Point, t: int) -> None:
-    model = make_model()
+def test_a_constant_that_was_patched_in_has_its_gradient_too(cell: str, point: Point, t: int) -> None:
+    model = make_model(cell=cell)
     constant = random(BATCH, width_of(model, point), seed=2)
-    expected = by_hand(model, {(*point, t): lambda x: constant.clone().requires_grad_()})
+    start = random_state(model)
+    expected = by_hand(model, {(*point, t): lambda x: constant.clone().requires_grad_()}, initial_state=start)
 
     def patch(x: Tensor, hook: HookPoint) -> Tensor | None:
         if hook.step not in (None, t):
@@ -106,7 +166,7 @@ def test_a_constant_that_was_patched_in_has_its_gradient_too(point: Point, t: in
 
     with model.hooks(fwd_hooks=[(name_of(point), patch)]):
         _, cache = model.run_with_cache(
-            TOKENS, return_type="loss", labels=LABELS, incl_bwd=True, names_filter=name_of(point)
+            TOKENS, return_type="loss", labels=LABELS, incl_bwd=True, names_filter=name_of(point), initial_state=start
         )
     assert_close(gradient_of(cache, point), expected.gradient(mean_loss(expected.logits), *point), **exact)
     assert gradient_of(cache, point)[:, t].any()
@@ -193,9 +253,9 @@ def test_in_a_frozen_model_a_gradient_is_total_or_where_autograd_keeps_none_zero
                 assert_close(grads[:, step], wanted, **exact)
 
 
-@every_point
-def test_a_second_backward_pass_starts_anew(point: Point) -> None:
-    model, seen = make_model(), []
+@every_point_of_cells
+def test_a_second_backward_pass_starts_anew(cell: str, point: Point) -> None:
+    model, seen = make_model(cell=cell), []
     expected = by_hand(model)
 
     def watch(grad: Tensor, hook: HookPoint) -> None:
@@ -238,9 +298,9 @@ def test_a_backward_pass_that_visits_some_steps_shows_nothing_of_an_earlier_one(
             assert_close(seen[-1][1], early, **exact)
 
 
-@every_point
-def test_a_cached_gradient_is_not_changed_by_a_second_backward_pass(point: Point) -> None:
-    model, name = make_model(), name_of(point)
+@every_point_of_cells
+def test_a_cached_gradient_is_not_changed_by_a_second_backward_pass(cell: str, point: Point) -> None:
+    model, name = make_model(cell=cell), name_of(point)
     steer = torch.zeros(BATCH, STEPS, width_of(model, point), dtype=torch.float64, requires_grad=True)
     model.add_hook(name, lambda x, hook: x + steer)
     cache = model.add_caching_hooks(name, incl_bwd=True)
@@ -252,9 +312,11 @@ def test_a_cached_gradient_is_not_changed_by_a_second_backward_pass(point: Point
     assert_close(steer.grad, 2 * before, **exact)
 
 
-@step_points
-def test_backward_hooks_run_from_the_last_step_to_the_first_with_later_positions_filled(point: Point) -> None:
-    model, seen = make_model(), []
+@step_points_of_cells
+def test_backward_hooks_run_from_the_last_step_to_the_first_with_later_positions_filled(
+    cell: str, point: Point
+) -> None:
+    model, seen = make_model(cell=cell), []
     expected = by_hand(model)
     wanted = expected.gradient(mean_loss(expected.logits), *point)
 
@@ -268,10 +330,10 @@ def test_backward_hooks_run_from_the_last_step_to_the_first_with_later_positions
     assert seen == [(t, STEPS) for t in reversed(range(STEPS))]
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("spoil", [doubled_in_place, lambda grad, hook: grad.data.zero_()])
-def test_what_a_backward_hook_kept_is_not_changed_by_a_later_hook(point: Point, spoil: Hook) -> None:
-    model, name, kept = make_model(), name_of(point), []
+def test_what_a_backward_hook_kept_is_not_changed_by_a_later_hook(cell: str, point: Point, spoil: Hook) -> None:
+    model, name, kept = make_model(cell=cell), name_of(point), []
     expected = by_hand(model)
     wanted = expected.gradient(mean_loss(expected.logits), *point)
 
@@ -300,10 +362,10 @@ def gradient_edited_in_place(grad: Tensor, hook: HookPoint) -> None:
     grad.copy_(nonlinear(grad))
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("edit", [gradient_returned, gradient_returned_as_a_tuple, gradient_edited_in_place])
-def test_an_edited_gradient_flows_on_to_earlier_steps(point: Point, edit: Hook) -> None:
-    model = make_model()
+def test_an_edited_gradient_flows_on_to_earlier_steps(cell: str, point: Point, edit: Hook) -> None:
+    model = make_model(cell=cell)
     expected = by_hand(model)
     for value in expected.at(*point):
         value.register_hook(nonlinear)
@@ -316,10 +378,10 @@ def test_an_edited_gradient_flows_on_to_earlier_steps(point: Point, edit: Hook) 
     assert any(not torch.allclose(g, w) for g, w in zip(grads, parameter_gradients(model, unedited), strict=True))
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("t", range(STEPS))
-def test_a_gradient_edited_at_one_position_is_edited_there_alone(point: Point, t: int) -> None:
-    model = make_model()
+def test_a_gradient_edited_at_one_position_is_edited_there_alone(cell: str, point: Point, t: int) -> None:
+    model = make_model(cell=cell)
     expected = by_hand(model)
     expected.values[*point, t].register_hook(nonlinear)
 
@@ -335,33 +397,34 @@ def test_a_gradient_edited_at_one_position_is_edited_there_alone(point: Point, t
         assert_same_parameter_gradients(model, loss, expected, mean_loss(expected.logits))
 
 
-@every_point
-def test_a_gradient_stopped_at_one_position_is_seen_stopped_by_earlier_steps(point: Point) -> None:
-    model, t = make_model(), 2
+@every_point_of_cells
+def test_a_gradient_stopped_at_one_position_is_seen_stopped_by_earlier_steps(cell: str, point: Point) -> None:
+    model, t = make_model(cell=cell), 2
     expected = by_hand(model)
     expected.values[*point, t].register_hook(torch.zeros_like)
     model.add_hook(name_of(point), in_place(torch.zeros_like, t), dir="bwd")
     _, cache = model.run_with_cache(TOKENS, return_type="loss", labels=LABELS, incl_bwd=True)
-    for other in ALL_POINTS:
+    for other in points(2, cell):
         if other != point:
             assert_close(gradient_of(cache, other), expected.gradient(mean_loss(expected.logits), *other), **exact)
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("edit", [doubled, doubled_in_place])
-def test_a_forward_edit_and_a_backward_hook_share_a_point(point: Point, edit: Hook) -> None:
-    model, seen = make_model(), []
+def test_a_forward_edit_and_a_backward_hook_share_a_point(cell: str, point: Point, edit: Hook) -> None:
+    model, seen = make_model(cell=cell), []
     expected = by_hand(model, edit_at(point, range(STEPS), lambda x: x * 2))
     hook = (name_of(point), lambda grad, hook: seen.append(grad.clone()))
     with model.hooks(fwd_hooks=[(name_of(point), edit)], bwd_hooks=[hook]):
         loss = model(TOKENS, return_type="loss", labels=LABELS)
         assert_same_parameter_gradients(model, loss, expected, mean_loss(expected.logits))
+        loss.backward()
     assert_close(seen[-1], expected.gradient(mean_loss(expected.logits), *point), **exact)
 
 
-@every_point
-def test_a_forward_and_a_backward_hook_on_one_point_leave_no_memory_behind(point: Point) -> None:
-    model = make_model()
+@every_point_and_a_few_gated
+def test_a_forward_and_a_backward_hook_on_one_point_leave_no_memory_behind(cell: str, point: Point) -> None:
+    model = make_model(cell=cell)
 
     def tensors_left_behind() -> int:
         with model.hooks(fwd_hooks=[(name_of(point), doubled)], bwd_hooks=[(name_of(point), lambda g, hook: g * 2)]):
@@ -375,9 +438,9 @@ def test_a_forward_and_a_backward_hook_on_one_point_leave_no_memory_behind(point
     assert after_two <= after_one
 
 
-@every_point
-def test_a_hook_that_only_looks_does_not_change_a_gradient(point: Point) -> None:
-    model = make_model()
+@every_point_of_cells
+def test_a_hook_that_only_looks_does_not_change_a_gradient(cell: str, point: Point) -> None:
+    model = make_model(cell=cell)
     plain = by_hand(model)
     for hook in (lambda x, hook: None, lambda x, hook: x, lambda x, hook: x.clone()):
         with model.hooks(fwd_hooks=[(name_of(point), hook)], bwd_hooks=[(name_of(point), hook)]):
@@ -385,9 +448,9 @@ def test_a_hook_that_only_looks_does_not_change_a_gradient(point: Point) -> None
             assert_same_parameter_gradients(model, loss, plain, mean_loss(plain.logits))
 
 
-@step_points
-def test_second_derivatives_pass_through_hooked_points(point: Point) -> None:
-    model = make_model()
+@step_points_of_cells
+def test_second_derivatives_pass_through_hooked_points(cell: str, point: Point) -> None:
+    model = make_model(cell=cell)
     direction = [random(*p.shape, seed=i) for i, p in enumerate(model.parameters())]
 
     def curvature(loss: Tensor) -> tuple[Tensor, ...]:

@@ -15,13 +15,14 @@ from causality import (
     by_hand,
     doubled_in_place,
     edit_at,
-    every_point,
+    every_cell,
+    every_point_of_cells,
     exact,
     integers,
     make_model,
     name_of,
     nonlinear,
-    step_points,
+    step_points_of_cells,
 )
 from reference import points
 from torch import Tensor
@@ -29,11 +30,13 @@ from torch.testing import assert_close
 from transformer_lens.hook_points import HookPoint
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_cache_shows_the_edits_made_before_it_and_not_those_after_it(point: Point, grad: bool, way: Callable) -> None:
-    model, name, t = make_model(), name_of(point), 1
+def test_a_cache_shows_the_edits_made_before_it_and_not_those_after_it(
+    cell: str, point: Point, grad: bool, way: Callable
+) -> None:
+    model, name, t = make_model(cell=cell), name_of(point), 1
     edited = by_hand(model, edit_at(point, [t], nonlinear)).stacked(*point)
     before = edited.clone()
     before[:, t] = by_hand(model).stacked(*point)[:, t]  # later positions feel the edit all the same
@@ -46,21 +49,24 @@ def test_a_cache_shows_the_edits_made_before_it_and_not_those_after_it(point: Po
     assert_close(last[name], edited.detach(), **exact)
 
 
+@every_cell
 @architectures
-def test_a_cache_holds_every_activation_of_the_unrolled_network(n_layers: int, act_fn: str, bias: bool) -> None:
-    model = make_model(n_layers, act_fn, bias)
+def test_a_cache_holds_every_activation_of_the_unrolled_network(
+    n_layers: int, act_fn: str, bias: bool, cell: str
+) -> None:
+    model = make_model(n_layers, act_fn, bias, cell=cell)
     expected = by_hand(model)
     _, cache = model.run_with_cache(TOKENS)
-    assert list(cache) == [name_of(point) for point in points(n_layers)]  # in firing order
-    for point in points(n_layers):
+    assert list(cache) == [name_of(point) for point in points(n_layers, cell)]  # in firing order
+    for point in points(n_layers, cell):
         assert_close(cache[name_of(point)], expected.stacked(*point).detach(), **exact)
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("spoil", [doubled_in_place, lambda x, hook: x.data.mul_(2), lambda x, hook: x.zero_()])
-def test_what_a_hook_kept_is_not_changed_by_a_later_hook(point: Point, grad: bool, spoil: Hook) -> None:
-    model, name, kept = make_model(), name_of(point), []
+def test_what_a_hook_kept_is_not_changed_by_a_later_hook(cell: str, point: Point, grad: bool, spoil: Hook) -> None:
+    model, name, kept = make_model(cell=cell), name_of(point), []
 
     def keep(x: Tensor, hook: HookPoint) -> None:
         kept.append((x, x.detach().clone()))
@@ -83,9 +89,9 @@ def test_what_a_hook_kept_is_not_changed_by_a_later_hook(point: Point, grad: boo
     assert not torch.equal(snapshot, cache[name])
 
 
-@every_point
-def test_what_a_hook_kept_for_itself_is_not_changed_by_the_network(point: Point) -> None:
-    model, name, kept = make_model(), name_of(point), []
+@every_point_of_cells
+def test_what_a_hook_kept_for_itself_is_not_changed_by_the_network(cell: str, point: Point) -> None:
+    model, name, kept = make_model(cell=cell), name_of(point), []
     model.add_hook(name, lambda x, hook: kept.append(x))
     model.add_hook(name, doubled_in_place)
     with torch.no_grad():
@@ -94,9 +100,9 @@ def test_what_a_hook_kept_for_itself_is_not_changed_by_the_network(point: Point)
     assert_close(kept[-1], expected.detach(), **exact)
 
 
-@step_points
-def test_what_a_hook_wrote_at_other_positions_is_gone_at_the_last_step(point: Point) -> None:
-    model, name = make_model(), name_of(point)
+@step_points_of_cells
+def test_what_a_hook_wrote_at_other_positions_is_gone_at_the_last_step(cell: str, point: Point) -> None:
+    model, name = make_model(cell=cell), name_of(point)
     seen = []
 
     def scribble(x: Tensor, hook: HookPoint) -> None:

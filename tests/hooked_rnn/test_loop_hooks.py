@@ -18,15 +18,16 @@ from causality import (
     doubled,
     doubled_in_place,
     edit_at,
-    every_point,
+    every_point_and_a_few_gated,
+    every_point_of_cells,
     exact,
     integers,
     make_model,
     name_of,
     nonlinear,
     once_points,
-    random,
-    step_points,
+    random_state,
+    step_points_of_cells,
 )
 from torch import Tensor
 from torch.testing import assert_close
@@ -36,10 +37,10 @@ from hooked_rnn import ObservingHook
 from hooked_rnn.hook_points import StepHookPoint
 
 
-@step_points
+@step_points_of_cells
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-def test_a_counting_hook_fires_once_a_step_in_time_order(point: Point, grad: bool) -> None:
-    model, steps = make_model(), []
+def test_a_counting_hook_fires_once_a_step_in_time_order(cell: str, point: Point, grad: bool) -> None:
+    model, steps = make_model(cell=cell), []
     with (
         torch.set_grad_enabled(grad),
         model.hooks(fwd_hooks=[(name_of(point), lambda x, hook: steps.append((hook.step, hook.n_steps)))]),
@@ -57,10 +58,10 @@ def test_a_hook_outside_the_loop_fires_once_and_has_no_step(point: Point) -> Non
     assert steps == [(None, None)] * 2
 
 
-@step_points
+@step_points_of_cells
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-def test_a_hook_is_given_what_arrived_so_far_and_zeros_beyond(point: Point, grad: bool) -> None:
-    model, given = make_model(), []
+def test_a_hook_is_given_what_arrived_so_far_and_zeros_beyond(cell: str, point: Point, grad: bool) -> None:
+    model, given = make_model(cell=cell), []
 
     def watch(x: Tensor, hook: HookPoint) -> Tensor:
         given.append(x.clone())
@@ -90,10 +91,10 @@ class Watch(ObservingHook):
         self.given.append((hook.step, tensor))
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-def test_an_observing_hook_is_called_once_with_everything(point: Point, grad: bool) -> None:
-    model, watch = make_model(), Watch()
+def test_an_observing_hook_is_called_once_with_everything(cell: str, point: Point, grad: bool) -> None:
+    model, watch = make_model(cell=cell), Watch()
     with torch.set_grad_enabled(grad):
         model.run_with_hooks(TOKENS, fwd_hooks=[(name_of(point), watch)])
     ((step, tensor),) = watch.given
@@ -102,9 +103,9 @@ def test_an_observing_hook_is_called_once_with_everything(point: Point, grad: bo
     assert_close(tensor, by_hand(model).stacked(*point).detach(), **exact)
 
 
-@step_points
-def test_without_autograd_a_hook_that_looks_is_given_two_tensors_however_many_steps(point: Point) -> None:
-    model, given = make_model(), []
+@step_points_of_cells
+def test_without_autograd_a_hook_that_looks_is_given_two_tensors_however_many_steps(cell: str, point: Point) -> None:
+    model, given = make_model(cell=cell), []
     tokens = integers(BATCH, 16)
     with torch.no_grad():
         model.run_with_hooks(tokens, fwd_hooks=[(name_of(point), lambda x, hook: given.append(x))])
@@ -124,9 +125,9 @@ def edges(output: Tensor) -> int:
     return count
 
 
-@every_point
-def test_a_hook_makes_the_graph_longer_by_a_constant_a_step(point: Point) -> None:
-    model = make_model()
+@every_point_of_cells
+def test_a_hook_makes_the_graph_longer_by_a_constant_a_step(cell: str, point: Point) -> None:
+    model = make_model(cell=cell)
 
     def cost(n_steps: int, hook: Hook) -> int:
         return edges(model.run_with_hooks(integers(BATCH, n_steps), fwd_hooks=[(name_of(point), hook)]))
@@ -148,22 +149,26 @@ def sum_of_all_given() -> Hook:
     return hook
 
 
-@step_points
-def test_an_observing_hook_has_one_tensor_in_the_backward_pass(point: Point) -> None:
-    model, watch = make_model(), Watch()
+@step_points_of_cells
+def test_an_observing_hook_has_one_tensor_in_the_backward_pass(cell: str, point: Point) -> None:
+    model, watch = make_model(cell=cell), Watch()
     with model.hooks(bwd_hooks=[(name_of(point), watch)]):
         model(TOKENS, return_type="loss", labels=LABELS).backward()
     assert [step for step, _ in watch.given] == list(reversed(range(STEPS)))
     assert len({x.untyped_storage().data_ptr() for _, x in watch.given}) == 1
 
 
-@every_point
+@every_point_and_a_few_gated
 @pytest.mark.parametrize("start", [None, 1], ids=["zeros", "initial_state"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_the_hooked_path_gives_the_plain_path_s_bits(point: Point, start: int | None, dtype: torch.dtype) -> None:
+def test_the_hooked_path_gives_the_plain_path_s_bits(
+    cell: str, point: Point, start: int | None, dtype: torch.dtype
+) -> None:
     for act_fn, bias in itertools.product(("relu", "tanh"), (True, False)):
-        model = make_model(2, act_fn, bias).to(dtype)
-        state = None if start is None else random(2, BATCH, 4).to(dtype)
+        if cell != "rnn" and act_fn != "tanh":
+            continue
+        model = make_model(2, act_fn, bias, cell=cell).to(dtype)
+        state = None if start is None else random_state(model, dtype)
         plain = model(TOKENS, initial_state=state)
         for hook in (Watch(), lambda x, hook: None, lambda x, hook: x):
             hooked = model.run_with_hooks(TOKENS, fwd_hooks=[(name_of(point), hook)], initial_state=state)

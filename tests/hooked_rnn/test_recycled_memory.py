@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from causality import (
-    ALL_POINTS,
     BATCH,
     LABELS,
     STEPS,
@@ -23,10 +22,14 @@ from causality import (
     make_model,
     name_of,
     nonlinear,
+    parts_of,
     random,
-    step_points,
+    random_state,
+    step_points_and_a_few_gated,
+    step_points_of_cells,
     width_of,
 )
+from reference import points
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.testing import assert_close
@@ -39,11 +42,9 @@ MODES = [torch.no_grad, torch.inference_mode]
 modes = pytest.mark.parametrize("mode", MODES)
 
 
-def of_width(d_hidden: int, act_fn: str = "relu", bias: bool = False) -> HookedRNN:
-    cfg = HookedRNNConfig(
-        d_vocab=7, d_vocab_out=6, d_model=3, d_hidden=d_hidden, n_layers=2, act_fn=act_fn, bias=bias, seed=1
-    )
-    return HookedRNN(cfg).double()
+def of_width(d_hidden: int, act_fn: str = "relu", bias: bool = False, cell: str = "rnn") -> HookedRNN:
+    sizes = {"d_vocab": 7, "d_vocab_out": 6, "d_model": 3, "d_hidden": d_hidden, "n_layers": 2}
+    return HookedRNN(HookedRNNConfig(**sizes, cell=cell, act_fn=act_fn, bias=bias, seed=1)).double()
 
 
 def memory(tensor: Tensor) -> int:
@@ -136,17 +137,18 @@ HOOKS = [
 
 @modes
 @pytest.mark.parametrize("hook", HOOKS)
-@step_points
+@step_points_and_a_few_gated
 def test_a_pass_is_the_same_bits_as_under_autograd_where_nothing_is_recycled(
-    mode: Any, hook: Hook, point: Point
+    mode: Any, hook: Hook, cell: str, point: Point
 ) -> None:
     def run() -> list[Tensor]:
-        model = make_model()
+        model = make_model(cell=cell)
         before = model.add_caching_hooks()
         model.add_hook(name_of(point), hook)
         after = model.add_caching_hooks()
-        logits, state = model(TOKENS, return_state=True)
-        return [logits, state, *before.values(), *after.values()]
+        start = random_state(model) if point[0] == "carry" else None
+        logits, state = model(TOKENS, initial_state=start, return_state=True)
+        return [logits, *parts_of(state), *before.values(), *after.values()]
 
     expected = run()
     with mode():
@@ -166,11 +168,11 @@ KEEP: list[Callable[[Tensor, int], Any]] = [
 @modes
 @pytest.mark.parametrize("keep", KEEP)
 @pytest.mark.parametrize("steps", [range(STEPS), [0], [1, 2], [STEPS - 1]])
-@step_points
+@step_points_and_a_few_gated
 def test_what_a_hook_kept_of_any_step_is_not_written_over(
-    mode: Any, keep: Callable, steps: Sequence[int], point: Point
+    mode: Any, keep: Callable, steps: Sequence[int], cell: str, point: Point
 ) -> None:
-    model, kept = make_model(), []
+    model, kept = make_model(cell=cell), []
 
     def double_and_keep(x: Tensor, hook: HookPoint) -> None:
         x[:, hook.step] *= 2
@@ -189,9 +191,11 @@ def test_what_a_hook_kept_of_any_step_is_not_written_over(
 
 @modes
 @pytest.mark.parametrize("write", [scribble, scribble_behind_autograd])
-@step_points
-def test_the_last_step_shows_what_arrived_wherever_the_hook_wrote(mode: Any, write: Hook, point: Point) -> None:
-    model, seen = make_model(), []
+@step_points_of_cells
+def test_the_last_step_shows_what_arrived_wherever_the_hook_wrote(
+    mode: Any, write: Hook, cell: str, point: Point
+) -> None:
+    model, seen = make_model(cell=cell), []
 
     def look_and_write(x: Tensor, hook: HookPoint) -> None:
         seen.append(x.clone())
@@ -204,9 +208,9 @@ def test_the_last_step_shows_what_arrived_wherever_the_hook_wrote(mode: Any, wri
 
 
 @modes
-@step_points
-def test_an_edit_that_keeps_nothing_is_given_one_tensor(mode: Any, point: Point) -> None:
-    model, addresses = make_model(), set()
+@step_points_of_cells
+def test_an_edit_that_keeps_nothing_is_given_one_tensor(mode: Any, cell: str, point: Point) -> None:
+    model, addresses = make_model(cell=cell), set()
     with mode():
         model.run_with_hooks(
             integers(BATCH, 16), fwd_hooks=[(name_of(point), lambda x, hook: addresses.add(memory(x)))]
@@ -216,9 +220,9 @@ def test_an_edit_that_keeps_nothing_is_given_one_tensor(mode: Any, point: Point)
 
 @modes
 @pytest.mark.parametrize("step", [0, 2, STEPS - 1])
-@step_points
-def test_a_hook_that_raises_leaves_nothing_behind(mode: Any, step: int, point: Point) -> None:
-    model, kept = make_model(), []
+@step_points_and_a_few_gated
+def test_a_hook_that_raises_leaves_nothing_behind(mode: Any, step: int, cell: str, point: Point) -> None:
+    model, kept = make_model(cell=cell), []
 
     def fail(x: Tensor, hook: HookPoint) -> None:
         kept.append(x)
@@ -232,15 +236,15 @@ def test_a_hook_that_raises_leaves_nothing_behind(mode: Any, step: int, point: P
             model.run_with_hooks(TOKENS, fwd_hooks=[(name_of(point), fail)])
         assert model.hook_dict[name_of(point)].step is None
         _, cache = model.run_with_cache(TOKENS)
-    for other in ALL_POINTS:
+    for other in points(2, cell):
         assert_close(cache[name_of(other)].clone(), by_hand(model).stacked(*other).detach(), **exact)
     assert all((x[:, 0] == 5.0).all() for x in kept)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # in torch's own forward mode
-@step_points
-def test_tangents_of_forward_mode_reach_the_logits_without_autograd(point: Point) -> None:
-    model = make_model()
+@step_points_of_cells
+def test_tangents_of_forward_mode_reach_the_logits_without_autograd(cell: str, point: Point) -> None:
+    model = make_model(cell=cell)
     direction = random(BATCH, width_of(model, point), seed=8)
 
     def steer(x: Tensor, hook: HookPoint) -> None:
@@ -258,9 +262,9 @@ def test_tangents_of_forward_mode_reach_the_logits_without_autograd(point: Point
     assert_close(tangent, (moved(1e-5) - moved(-1e-5)) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
-@step_points
-def test_vmap_over_a_steering_vector(point: Point) -> None:
-    model = make_model()
+@step_points_of_cells
+def test_vmap_over_a_steering_vector(cell: str, point: Point) -> None:
+    model = make_model(cell=cell)
     vectors = random(2, width_of(model, point), seed=8)
 
     def steered(vector: Tensor) -> Tensor:
@@ -295,10 +299,10 @@ def test_the_gradient_of_a_loss_after_a_pass_without_autograd() -> None:
 
 
 @modes
-@step_points
-def test_odd_widths_and_hooks_that_change_some_steps(mode: Any, point: Point) -> None:
+@step_points_of_cells
+def test_odd_widths_and_hooks_that_change_some_steps(mode: Any, cell: str, point: Point) -> None:
     for d_hidden in (3, 5, 8):
-        model = of_width(d_hidden)
+        model = of_width(d_hidden, cell=cell)
 
         def sometimes(x: Tensor, hook: HookPoint) -> Tensor | None:
             return nonlinear(x) if hook.step % 2 else None

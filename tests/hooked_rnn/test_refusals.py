@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from causality import LABELS, TOKENS, Hook, Point, doubled, every_point, ignore, make_model, name_of
+from causality import LABELS, TOKENS, Hook, Point, doubled, every_point_of_cells, ignore, make_model, name_of
 
 from hooked_rnn import HookedRNN
 from hooked_rnn.errors import HookError, UnknownHookPointError
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -27,18 +27,20 @@ from hooked_rnn.errors import HookError, UnknownHookPointError
         (lambda x: (x,), "tuple"),
     ],
 )
-def test_an_edit_that_cannot_take_the_activation_s_place_is_refused(point: Point, wrong: Hook, said: str) -> None:
-    model = make_model()
+def test_an_edit_that_cannot_take_the_activation_s_place_is_refused(
+    cell: str, point: Point, wrong: Hook, said: str
+) -> None:
+    model = make_model(cell=cell)
     with pytest.raises(HookError, match=re.escape(said)) as caught:
         model.run_with_hooks(TOKENS, fwd_hooks=[(name_of(point), lambda x, hook: wrong(x))])
     assert name_of(point) in str(caught.value)
     assert model.list_hooks() == {}
 
 
-@every_point
+@every_point_of_cells
 @pytest.mark.parametrize(("wrong", "said"), [(lambda g: g[:, :1, :1], "shape"), (lambda g: g.float(), "dtype")])
-def test_a_gradient_of_another_kind_is_refused(point: Point, wrong: Hook, said: str) -> None:
-    model = make_model()
+def test_a_gradient_of_another_kind_is_refused(cell: str, point: Point, wrong: Hook, said: str) -> None:
+    model = make_model(cell=cell)
     with (
         pytest.raises(HookError, match=said),
         model.hooks(bwd_hooks=[(name_of(point), lambda grad, hook: wrong(grad))]),
