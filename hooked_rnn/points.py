@@ -5,8 +5,8 @@ Two views of one activation, which compose in this order: first the step's own p
 [batch, pos, d], called at each step). So what the second is shown has all edits of the first in it.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -15,16 +15,28 @@ from torch import Tensor, nn
 from hooked_rnn.hook_points import IsolatedHookPoint, StepHookPoint
 
 
+class OneStepHookPoint(IsolatedHookPoint):
+    """The point of one step: fires once in a forward pass, on [batch, d].
+
+    The loop has later steps yet, so it goes on with a copy of what a hook made: a hook may write in its tensor
+    at a later step, as one does that adds up steps in the first of them.
+    """
+
+    def _once(self, hook_id: int, function: Callable[..., Any], x: Tensor) -> Tensor:
+        left = super()._once(hook_id, function, x)
+        return left if left is x else left.clone()
+
+
 class StepPoints(nn.Module):
-    """The points of one step of one layer: each fires once in a forward pass, on [batch, d]."""
+    """The points of one step of one layer."""
 
     def __init__(self, kinds: Iterable[str]) -> None:
         super().__init__()
         for kind in kinds:
-            setattr(self, f"hook_{kind}", IsolatedHookPoint())
+            setattr(self, f"hook_{kind}", OneStepHookPoint())
 
-    def point(self, kind: str) -> IsolatedHookPoint:
-        return cast(IsolatedHookPoint, getattr(self, f"hook_{kind}"))
+    def point(self, kind: str) -> OneStepHookPoint:
+        return cast(OneStepHookPoint, getattr(self, f"hook_{kind}"))
 
 
 class Points:
@@ -82,7 +94,8 @@ class HookedPoints(Points):
         self.now = step
 
     def __call__(self, kind: str, x: Tensor) -> Tensor:
-        if self.now < len(self.steps):
+        if self._is_step_hooked(kind):
+            self.keep(kind)  # before the hooks run, as one may keep its tensor and then remove itself
             x = self.steps[self.now].point(kind)(x)
         return self.loops[kind](x, self.now)
 
@@ -98,7 +111,7 @@ class HookedPoints(Points):
         return self.room(kind, like) if self.now == self.n_steps - 1 else None
 
     def keeps(self, kind: str) -> bool:
-        return super().keeps(kind) or self.points[kind].may_edit or self._is_step_hooked(kind)
+        return super().keeps(kind) or self.points[kind].may_edit
 
     def stacked(self, kind: str, left: list[Tensor]) -> Tensor:
         return self.loops[kind].stacked(left)
