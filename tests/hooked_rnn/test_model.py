@@ -5,10 +5,8 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -52,14 +50,6 @@ def integers(*shape: int, high: int = VOCAB, seed: int = 0) -> Tensor:
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Users run without the tests' type checks, so the package's own have to hold alone."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 TOKENS = integers(3, 4)
