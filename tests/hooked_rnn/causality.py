@@ -71,6 +71,12 @@ architectures = pytest.mark.parametrize(("n_layers", "act_fn", "bias"), ARCHITEC
 few_architectures = pytest.mark.parametrize(("n_layers", "act_fn", "bias"), FEW)
 
 
+few_architectures_of_cells = pytest.mark.parametrize(
+    ("n_layers", "act_fn", "bias", "cell"),
+    [*((*few, "rnn") for few in FEW), (2, "tanh", True, "gru"), (2, "tanh", False, "lstm")],
+)
+
+
 every_point = pytest.mark.parametrize("point", ALL_POINTS, ids=str)
 
 

@@ -21,6 +21,7 @@ from causality import (
     every_point_of_cells,
     exact,
     few_architectures,
+    few_architectures_of_cells,
     gated_cells,
     make_model,
     name_of,
@@ -114,8 +115,7 @@ def test_edits_at_every_point_at_once(n_layers: int, act_fn: str, bias: bool, ce
     assert_close(logits, by_hand(model, edits).logits, **exact)
 
 
-@every_cell
-@few_architectures
+@few_architectures_of_cells
 def test_an_edit_leaves_earlier_positions_as_they_were_bit_by_bit(
     n_layers: int, act_fn: str, bias: bool, cell: str
 ) -> None:

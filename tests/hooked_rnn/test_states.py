@@ -56,10 +56,10 @@ every_hooking = pytest.mark.parametrize("hooking", [no_hooks, looking, editing, 
 
 @every_cell
 @every_hooking
-@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 @pytest.mark.parametrize("start", [False, True], ids=["zeros", "initial_state"])
 def test_two_halves_are_the_whole(cell: str, hooking: Callable[[HookedRNN], None], mode: Any, start: bool) -> None:
-    model = make_model(3, cell=cell)
+    model = make_model(cell=cell)
     hooking(model)
     state = random_state(model) if start else None
     with mode():
