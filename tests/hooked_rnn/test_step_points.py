@@ -221,8 +221,7 @@ def test_an_edit_is_the_edit_of_the_unrolled_network(cell: str, mode: Any) -> No
 
 @every_cell
 @with_and_without_autograd
-@pytest.mark.parametrize("double", [doubled, doubled_in_place])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("double", "times"), [(doubled, 2), (doubled_in_place, 1)])
 def test_doubling_doubles_exactly_once(cell: str, mode: Any, double: Hook, times: int) -> None:
     model = with_steps(cell)
     for point, t in some_places(cell):
