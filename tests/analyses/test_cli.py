@@ -139,7 +139,7 @@ def test_models_lists_what_is_embedded() -> None:
         (["train", "--fraction", "0"], "train_fraction=0.0: expected a number above 0 and at most 1"),
         (["train", "--fraction", "1.5"], "train_fraction=1.5: expected"),
         (["train", "--recipe", "slow"], "unknown recipe 'slow': expected 'fast' or 'adamw'"),
-        (["train", "--cell", "gruu"], "cell='gruu': expected 'rnn', 'gru' or 'lstm'"),
+        (["train", "--cell", "gruu"], "cell='gruu': expected 'rnn', 'gru'"),
         (["train", "--act-fn", "gelu"], "act_fn='gelu': expected 'relu' or 'tanh'"),
         (["train", "--modulus", "7", "--out", "FILE/run"], "cannot write a run to"),
         (["train", "--modulus", "7", "--d-hidden", "0"], "d_hidden=0: expected a whole number of at least 1"),
