@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/hooked-rnn report --out $(OUT)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 check: install
 	$(BIN)/ruff check .

@@ -73,7 +73,7 @@ BY_NAME: dict[str, Callable[[HookedRNN, Any], Any]] = {
         ("blocks.7.hook_hidden", "blocks.1.hook_hidden"),
         ("hook_logit", "hook_logits"),
         ("blocks.0", "blocks.0.hook_"),  # a module, but no hook point
-        (lambda name: "attn" in name, "hook_embed"),
+        pytest.param(lambda name: "attn" in name, "hook_embed", id="a filter that no point passes"),
     ],
     ids=str,
 )
