@@ -5,8 +5,9 @@ is not, and ridge r, the map is v -> y + (v - x) A with
 
     A = argmin |(Y - y) - (X - x) A|^2 + r s^2 |A|^2,    s^2 = |X - x|^2 / d_source,
 
-so that r has no unit: it is in mean squares of the singular values of X - x. The mean itself is never shrunk. Where r = 0, A is
-the solution of least norm, by singular values above ``ROUNDING`` times what the activation's own dtype can tell from the largest.
+so that r has no unit: it is in mean squares of the singular values of X - x. The mean itself is never shrunk. Of all solutions A is the
+one of least norm: singular values below :data:`ROUNDING` times the epsilon of the activation's own dtype, relative to the largest,
+count as zero.
 """
 
 import math
@@ -65,11 +66,10 @@ def fit_linear_map(
         )
     X, Y = source.detach().double(), target.detach().double()
     x, y = (Z.mean(0) if mean else Z.new_zeros(Z.shape[1]) for Z in (X, Y))
-    left, singular, right = torch.linalg.svd(X - x, full_matrices=False)
-    penalty = ridge * singular.square().sum() / d
-    counts = singular > ROUNDING * torch.finfo(source.dtype).eps * singular[:1].sum()
-    inverse = torch.where(counts, singular / (singular.square() + penalty), 0.0)
-    return LinearMap(right.T @ (inverse[:, None] * (left.T @ (Y - y))), x, y)
+    left, singular, right = _svd(source, x)
+    penalty = ridge * singular.square().sum() / max(d, 1)
+    shrunk = singular / (singular.square() + penalty)
+    return LinearMap(right.T @ (shrunk[:, None] * (left.T @ (Y - y))), x, y)
 
 
 def check_ridge(ridge: float) -> None:
@@ -87,10 +87,16 @@ def explained(predicted: Float[Tensor, "n d"], actual: Float[Tensor, "n d"]) -> 
     return float(1 - (actual - predicted).square().sum() / varies) if varies > 0 else 0.0
 
 
-def rotated(fitted: LinearMap, seed: int) -> LinearMap:
-    """The map after a random rotation of the centred source: the same singular values, from other directions of the source."""
-    turn = random_rotation(len(fitted.weight), seed).to(fitted.weight)
-    return replace(fitted, weight=turn @ fitted.weight)
+def rotated(fitted: LinearMap, source: Float[Tensor, "n d_source"], seed: int) -> LinearMap:
+    """The map after a random rotation Q of the whitened source: the same covariance comes out, of other features of the source.
+
+    With X - x = U S V^T it is v -> y + (v - x) V S^-1 Q S V^T A: of U Q S V^T A and U S V^T A, the fitted rows, the covariances are
+    the same. (A rotation of the source as it is would mix its strong directions into weak ones, which A enlarges.)
+    """
+    _, singular, right = _svd(source, fitted.source_mean)
+    turn = random_rotation(len(singular), seed).to(right)
+    weight = (right.T / singular) @ turn @ (singular[:, None] * (right @ fitted.weight))
+    return replace(fitted, weight=weight)
 
 
 def gaussian(fitted: LinearMap, source: Float[Tensor, "n d_source"], seed: int) -> LinearMap:
@@ -121,6 +127,13 @@ def random_rotation(d: int, seed: int) -> Float[Tensor, "d d"]:
 def permutation(n: int, seed: int) -> Int[Tensor, " n"]:
     """The numbers below n in random order."""
     return torch.randperm(n, generator=Generator().manual_seed(seed))
+
+
+def _svd(source: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S and V^T of the centred source, without what is zero but for rounding."""
+    left, singular, right = torch.linalg.svd(source.detach().double() - mean, full_matrices=False)
+    counts = singular > ROUNDING * torch.finfo(source.dtype).eps * singular[:1].sum()
+    return left[:, counts], singular[counts], right[counts]
 
 
 def _normal(shape: Sequence[int], seed: int) -> Tensor:

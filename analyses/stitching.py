@@ -58,7 +58,7 @@ NEGLIGIBLE = 0.01
 
 CONTROLS = {
     "mean": "the target's mean activation for every pair",
-    "rotated": "the fitted map after a random rotation of the source's activation: the same singular values",
+    "rotated": "the fitted map after a random rotation of the whitened source: the same covariance comes out",
     "gaussian": "a map of normal numbers, scaled so that what it makes varies as much",
     "shuffled": "a map fitted to the same pairs' activations in random order",
     "untrained": "a map fitted from a source of the same sizes with random weights",
@@ -324,7 +324,7 @@ class Stitch:
 
         others = {
             "mean": Y.mean(0).expand_as(self.Y),
-            "rotated": rotated(fitted, seed)(self.X),
+            "rotated": rotated(fitted, X, seed)(self.X),
             "gaussian": gaussian(fitted, X, seed)(self.X),
             "shuffled": shuffled(self.X),
             "untrained": self._from_untrained(fit, seed),
