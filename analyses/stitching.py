@@ -68,8 +68,9 @@ LIMITED = {
     "rank": "the best map of rank 2K, for the target's K key frequencies",
     "circles": "a map fitted to the target's circles alone: its constant, and cos and sin of w_k y for its key frequencies",
     "own circles": "those circles themselves, without any source: as much as 'circles' can reach",
+    "shared circles": "of them, those of the frequencies that are key to both: what the target has if nothing else gets across",
 }
-"""The map held to two dimensions for each key frequency, and its ceiling."""
+"""The map held to two dimensions for each key frequency, and what circles can reach without any map."""
 
 
 @dataclass(frozen=True)
@@ -310,6 +311,8 @@ class Stitch:
         self.X = read(source, source_place).to(self.Y.device)
         self.circles = answer_circles(target, FourierBasis(target.p).frequencies).to(self.Y.device)
         self.key_circles = answer_circles(target, target_frequencies).to(self.Y.device)
+        shared = [k for k in target_frequencies if k in source_frequencies]
+        self.shared_circles = answer_circles(target, shared).to(self.Y.device)
 
     def trial(self, seed: int) -> Trial:
         """One split."""
@@ -331,6 +334,7 @@ class Stitch:
             "rank": of_rank(fitted, X, self.key_circles.shape[1])(self.X),
             "circles": to_circles(self.X),
             "own circles": own_circles,
+            "shared circles": fit_linear_map(self.shared_circles[fit], Y)(self.shared_circles),
         }
         mapped = fitted(self.X)
         return Trial(

@@ -122,6 +122,7 @@ def test_the_same_frequencies_at_other_phases_survive_and_no_control_does(rephas
             assert trial.others[name].accuracy < CHANCE, name
         assert trial.others["circles"].accuracy > 0.9
         assert trial.others["own circles"].accuracy == 1.0
+        assert_same(trial.others["shared circles"], trial.others["own circles"])
     assert set(rephased.trials[0].others) == {*CONTROLS, *LIMITED}
     assert set(rephased.trials[0].runs) == set(rephased.source_frequencies) == set(FREQUENCIES)
 
@@ -135,6 +136,7 @@ def test_what_the_source_does_not_know_cannot_survive() -> None:
         assert trial.survives(3) == pytest.approx(1.0, abs=0.01)
         assert trial.survives(11) == pytest.approx(0.0, abs=0.05)
         assert trial.swapped.accuracy == pytest.approx(1 / 3, abs=0.06)  # c, c + 11 and c + 22 are one to it
+        assert trial.swapped.accuracy == pytest.approx(trial.others["shared circles"].accuracy, abs=0.08)
         multiples = torch.arange(1, 17) % 3 == 0
         assert trial.available[multiples].min() > 0.7
         assert trial.available[~multiples].max() < 0.0
@@ -158,6 +160,7 @@ def test_other_frequencies_fail_but_for_the_harmonics_of_the_nonlinearity() -> N
         assert trial.swapped.accuracy < 0.15  # weak aliases of higher harmonics
         assert all(abs(trial.survives(k) or 0.0) < 0.1 for k in (5, 7, 14))
         assert trial.others["own circles"].accuracy == 1.0
+        assert_same(trial.others["shared circles"], trial.others["mean"])  # there are none
     doubled = swap_test(oracle((3, 5, 12), neurons=12), oracle((6, 10, 7), neurons=12), seeds=(0,)).trials[0]
     assert doubled.swapped.accuracy > 0.9  # 2 * 3, 2 * 5 and 31 - 2 * 12: not one frequency in common
 
