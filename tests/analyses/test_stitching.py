@@ -252,8 +252,8 @@ def test_the_spread_and_the_tables(rephased: SwapTest) -> None:
     lines = rephased.to_markdown().splitlines()
     assert lines[3].startswith("| swapped | 100.0% (100.0% to 100.0%) | ")
     names = [line.split(" | ")[0].strip("| ") for line in lines]
-    assert names[2:12] == ["its own", "swapped", *CONTROLS, *LIMITED]
-    assert names[15:] == [str(k) for k in FREQUENCIES]
+    assert names[2:13] == ["its own", "swapped", *CONTROLS, *LIMITED]
+    assert names[16:] == [str(k) for k in FREQUENCIES]
     stored = json.loads(json.dumps(rephased.to_dict()))
     assert stored["target"] == {"hook_name": "blocks.0.hook_hidden", "position": -1}
     assert stored["trials"][0]["runs"]["5"]["alone"]["accuracy"] == rephased.trials[0].runs[5].alone.accuracy
