@@ -71,9 +71,7 @@ class IsolatedHookPoint(HookPoint):
         for hook_id, function in list(self._forward_hooks.items()):
             left = self._once(hook_id, function, left)
         backward = list(self._backward_hooks.items())
-        if not backward or not (x.requires_grad or left.requires_grad):
-            return left
-        return _HookGradient.apply(x, left, lambda grad: self._gradient_once(backward, grad))
+        return _with_gradient_hooks(x, left, lambda grad: self._gradient_once(backward, grad)) if backward else left
 
     def _once(self, hook_id: int, function: Callable[..., Any], x: Tensor) -> Tensor:
         if self._observes(hook_id):
@@ -198,10 +196,10 @@ class _Loop(StepLoop):
             left = self._run(hook_id, function, left, step)
         self._note_what_left(forward, step)
         hooks = list(point._backward_hooks.items())
-        if not hooks or not (x.requires_grad or left.requires_grad):
+        if not hooks:
             return left
-        out = _HookGradient.apply(x, left, partial(self.backward, hooks, step))
-        if out.grad_fn is not None:
+        out = _with_gradient_hooks(x, left, partial(self.backward, hooks, step))
+        if out.grad_fn is not None and (x.requires_grad or left.requires_grad):
             self.backward.nodes[step] = weakref.ref(out.grad_fn)
         return out
 
@@ -505,6 +503,19 @@ class _HookGradient(torch.autograd.Function):
         (grad,) = grads
         replaced = ctx.run(grad)
         return (None, grad, None) if replaced is None else (replaced, None, None)
+
+
+def _with_gradient_hooks(arrived: Tensor, left: Tensor, run: GradientHooks) -> Tensor:
+    """What left a hook point, such that ``run`` is told its gradient.
+
+    Also where autograd has no graph of it, as of a constant that was patched in, or of an LSTM's cell state
+    before the first step: there a graph begins.
+    """
+    if not (arrived.requires_grad or left.requires_grad):
+        if not torch.is_grad_enabled() or left.is_inference() or _is_transformed():
+            return left
+        left = left.detach().requires_grad_()
+    return _HookGradient.apply(arrived, left, run)
 
 
 def _leads_to(node: Any, target: Any) -> bool:

@@ -343,11 +343,11 @@ class HookedRNN(
         cls, directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> "HookedRNN":
         cfg, weights, path = pretrained.read(directory)
-        model = cls(cfg)
+        model = cls(cfg).to(device, dtype)  # before the weights come, or they would be rounded on the way
         model.loaded_from = path
         pretrained.check_fit(weights, model.state_dict(), directory)
         model.load_state_dict(weights)
-        return model.to(device, dtype).eval()
+        return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by huggingface_hub's ``save_pretrained`` and ``push_to_hub``."""

@@ -5,8 +5,8 @@ Two views of one activation, which compose in this order: first the step's own p
 [batch, pos, d], called at each step). So what the second is shown has all edits of the first in it.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -15,16 +15,28 @@ from torch import Tensor, nn
 from hooked_rnn.hook_points import IsolatedHookPoint, StepHookPoint
 
 
+class OneStepHookPoint(IsolatedHookPoint):
+    """The point of one step: fires once in a forward pass, on [batch, d].
+
+    The loop has later steps yet, so it goes on with a copy of what a hook made: a hook may write in its tensor
+    at a later step, as one does that adds up steps in the first of them.
+    """
+
+    def _once(self, hook_id: int, function: Callable[..., Any], x: Tensor) -> Tensor:
+        left = super()._once(hook_id, function, x)
+        return left if left is x else left.clone()
+
+
 class StepPoints(nn.Module):
-    """The points of one step of one layer: each fires once in a forward pass, on [batch, d]."""
+    """The points of one step of one layer."""
 
     def __init__(self, kinds: Iterable[str]) -> None:
         super().__init__()
         for kind in kinds:
-            setattr(self, f"hook_{kind}", IsolatedHookPoint())
+            setattr(self, f"hook_{kind}", OneStepHookPoint())
 
-    def point(self, kind: str) -> IsolatedHookPoint:
-        return cast(IsolatedHookPoint, getattr(self, f"hook_{kind}"))
+    def point(self, kind: str) -> OneStepHookPoint:
+        return cast(OneStepHookPoint, getattr(self, f"hook_{kind}"))
 
 
 class Points:
@@ -83,7 +95,7 @@ class HookedPoints(Points):
 
     def __call__(self, kind: str, x: Tensor) -> Tensor:
         if self._is_step_hooked(kind):
-            self.keep(kind)  # now, as a hook may keep the activation and then remove itself
+            self.keep(kind)  # before the hooks run, as one may keep its tensor and then remove itself
             x = self.steps[self.now].point(kind)(x)
         return self.loops[kind](x, self.now)
 

@@ -50,9 +50,8 @@ class RecurrentBlock(nn.Module):
         self.init_scale = cfg.init_scale
 
         self.hook_input = IsolatedHookPoint()  # [batch, pos, n_gates*d_hidden]
-        for (
-            kind
-        ) in self.loop_kinds():  # hook_recurrent is [batch, pos, n_gates*d_hidden], the others [batch, pos, d_hidden]
+        # hook_recurrent is [batch, pos, n_gates*d_hidden], the others are [batch, pos, d_hidden]
+        for kind in self.loop_kinds():
             setattr(self, f"hook_{kind}", StepHookPoint())
         self.hook_out = IsolatedHookPoint()  # [batch, pos, d_hidden]
         self.set_step_points(0)
@@ -158,8 +157,7 @@ class RecurrentBlock(nn.Module):
                     raise HookError(
                         f"{point.name} has a hook: expected none beyond the {n_steps} positions of the sequence"
                     )
-        if not any(point.is_hooked for step in steps[:n_steps] for point in step.children()):
-            steps = []
-        if not steps and not any(point.is_hooked for point in points.values()):
+        in_steps = (point for step in steps[:n_steps] for point in step.children())
+        if not any(point.is_hooked for point in (*points.values(), *in_steps)):
             return Points()
-        return HookedPoints(points, steps, n_steps)
+        return HookedPoints(points, steps, n_steps)  # all steps: a hook may add one to a later step

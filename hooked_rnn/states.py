@@ -23,9 +23,9 @@ def by_layer(state: NetworkState | None, cfg: HookedRNNConfig, batch: int) -> li
     if state is None:
         return [None] * cfg.n_layers
     names = CELLS[cfg.cell].state_names
-    parts = (state,) if isinstance(state, Tensor) else tuple(state)
-    if len(parts) != len(names) or (isinstance(state, Tensor) and len(names) > 1):
-        given = "a tensor" if isinstance(state, Tensor) else f"{len(parts)} tensors"
+    parts = tuple(state) if isinstance(state, tuple | list) else (state,)
+    if len(parts) != len(names):
+        given = f"{type(state).__name__} of {len(parts)}" if isinstance(state, tuple | list) else type(state).__name__
         raise StateError(f"initial_state is {given}: expected {_expected(names)}, as the cell is {cfg.cell!r}")
     for name, part in zip(names, parts, strict=True):
         _check(name if len(names) > 1 else "initial_state", part, cfg, batch)

@@ -115,8 +115,24 @@ def _check_kinds(embedding: object, rnn: object, readout: object) -> None:
         raise ConversionError(f"the readout is {type(readout).__name__}: expected nn.Linear")
     for part in _parts(rnn):
         _cell(part)
+        if isinstance(part, nn.RNNBase) and part is not rnn:
+            raise ConversionError(
+                f"the recurrent part is a list with {type(part).__name__} in it: expected that by itself, or a list of cells, one for each layer"
+            )
     if isinstance(rnn, nn.RNNBase):
         _check_options(rnn)
+    for module in (embedding, *_parts(rnn), readout):
+        _check_forward(module)
+
+
+def _check_forward(module: Any) -> None:
+    """That a class of a torch module does what that module does; one that only has its weights made otherwise does."""
+    classes: list[Any] = [nn.Embedding, nn.Linear, *RECURRENT_MODULES.values(), *CELL_MODULES.values()]
+    for known in classes:
+        if isinstance(module, known) and type(module).forward is not known.forward:
+            raise ConversionError(
+                f"{type(module).__name__} has a forward of its own: expected nn.{known.__name__}'s, as nothing else is known to be the same"
+            )
 
 
 def _check_options(rnn: nn.RNNBase) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import LOOP_KINDS, Edits, Unrolled, points, unroll
+from reference import LOOP_KINDS, Edits, State, Unrolled, points, unroll
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformer_lens.hook_points import HookPoint
@@ -19,7 +19,7 @@ BATCH, STEPS, VOCAB, ANSWERS = 3, 4, 7, 6
 CELLS = tuple(LOOP_KINDS)
 
 
-STEP_KINDS = LOOP_KINDS["rnn"]
+STEP_KINDS = {kind for kinds in LOOP_KINDS.values() for kind in kinds}
 
 
 ARCHITECTURES = list(itertools.product((1, 2, 3), ("relu", "tanh"), (True, False)))
@@ -56,10 +56,25 @@ GATED_POINTS = [
 """Of the gated cells, one point of each sort, all inside the loop: outside it they have what the vanilla cell has."""
 
 
+FEW_GATED_POINTS = [
+    ("gru", ("carry", 1)),
+    ("gru", ("hidden", 0)),
+    ("lstm", ("recurrent", 1)),
+    ("lstm", ("cell", 0)),
+]
+"""For what takes long."""
+
+
 architectures = pytest.mark.parametrize(("n_layers", "act_fn", "bias"), ARCHITECTURES)
 
 
 few_architectures = pytest.mark.parametrize(("n_layers", "act_fn", "bias"), FEW)
+
+
+few_architectures_of_cells = pytest.mark.parametrize(
+    ("n_layers", "act_fn", "bias", "cell"),
+    [*((*few, "rnn") for few in FEW), (2, "tanh", True, "gru"), (2, "tanh", False, "lstm")],
+)
 
 
 every_point = pytest.mark.parametrize("point", ALL_POINTS, ids=str)
@@ -71,15 +86,21 @@ step_points = pytest.mark.parametrize("point", STEP_POINTS, ids=str)
 once_points = pytest.mark.parametrize("point", ONCE_POINTS, ids=str)
 
 
-def of_cells(points: Iterable["Point"]) -> pytest.MarkDecorator:
-    """For these points of the vanilla cell, and the chosen ones of the others."""
-    return pytest.mark.parametrize(("cell", "point"), [*(("rnn", point) for point in points), *GATED_POINTS], ids=str)
+def of_cells(points: Iterable["Point"], gated: Iterable[tuple[str, "Point"]] = GATED_POINTS) -> pytest.MarkDecorator:
+    """For these points of the vanilla cell, and some of the others."""
+    return pytest.mark.parametrize(("cell", "point"), [*(("rnn", point) for point in points), *gated], ids=str)
 
 
 every_point_of_cells = of_cells(ALL_POINTS)
 
 
 step_points_of_cells = of_cells(STEP_POINTS)
+
+
+every_point_and_a_few_gated = of_cells(ALL_POINTS, FEW_GATED_POINTS)
+
+
+step_points_and_a_few_gated = of_cells(STEP_POINTS, FEW_GATED_POINTS)
 
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
@@ -148,6 +169,18 @@ def width_of(model: HookedRNN, point: Point) -> int:
     of_all_gates = cfg.n_gates * cfg.d_hidden
     widths = {"embed": cfg.d_model, "logits": cfg.d_vocab_out, "input": of_all_gates, "recurrent": of_all_gates}
     return widths.get(point[0], cfg.d_hidden)
+
+
+def random_state(model: HookedRNN, dtype: torch.dtype = torch.float64, batch: int = BATCH) -> State:
+    """A state that is not zero."""
+    cfg = model.cfg
+    parts = tuple(random(cfg.n_layers, batch, cfg.d_hidden, seed=seed).to(dtype) for seed in (0, 1))
+    return parts if cfg.cell == "lstm" else parts[0]
+
+
+def parts_of(state: State) -> list[Tensor]:
+    """The tensors that a network's state is made of."""
+    return list(state) if isinstance(state, tuple) else [state]
 
 
 def mean_loss(logits: Tensor, labels: Tensor = LABELS) -> Tensor:

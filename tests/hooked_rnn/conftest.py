@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the plugin."""
+"""What several of these tests ask for."""
 
 from collections.abc import Iterator
 

@@ -17,6 +17,7 @@ from causality import (
     by_hand,
     doubled,
     edit_at,
+    every_point_and_a_few_gated,
     every_point_of_cells,
     exact,
     make_model,
@@ -31,7 +32,7 @@ from torch.testing import assert_close
 from hooked_rnn.errors import HookError
 
 
-@every_point_of_cells
+@every_point_and_a_few_gated
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("way", WAYS)
 def test_edits_are_the_same_bits_with_and_without_autograd(cell: str, point: Point, mode: Any, way: Callable) -> None:

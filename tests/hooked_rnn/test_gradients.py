@@ -20,17 +20,21 @@ from causality import (
     doubled,
     doubled_in_place,
     edit_at,
+    every_cell,
     every_point_of_cells,
     exact,
     few_architectures,
+    gated_cells,
     gradient_of,
     in_place,
     make_model,
     mean_loss,
     name_of,
     nonlinear,
+    of_cells,
     parameter_gradients,
     random,
+    random_state,
     returned,
     step_points_of_cells,
     width_of,
@@ -50,6 +54,62 @@ def test_cached_gradients_are_the_total_gradients_at_each_position(n_layers: int
         assert_close(gradient_of(cache, point), expected.gradient(mean_loss(expected.logits), *point), **exact)
     for (name, parameter), grad in zip(model.named_parameters(), parameter_gradients(model, expected), strict=True):
         assert_close(parameter.grad, grad, **exact, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@gated_cells
+@pytest.mark.parametrize("bias", [True, False])
+def test_cached_gradients_of_a_gated_cell_are_the_total_gradients_at_each_position(cell: str, bias: bool) -> None:
+    model = make_model(bias=bias, cell=cell)
+    expected = by_hand(model)
+    loss = mean_loss(expected.logits)
+    _, cache = model.run_with_cache(TOKENS, return_type="loss", labels=LABELS, incl_bwd=True)
+    for point in points(2, cell):
+        assert_close(gradient_of(cache, point), expected.gradient(loss, *point), **exact)
+        _, alone = model.run_with_cache(
+            TOKENS, return_type="loss", labels=LABELS, incl_bwd=True, names_filter=name_of(point)
+        )
+        assert_close(gradient_of(alone, point), gradient_of(cache, point), **exact)
+    model.zero_grad()
+    model(TOKENS, return_type="loss", labels=LABELS).backward()
+    for parameter, grad in zip(model.parameters(), parameter_gradients(model, expected), strict=True):
+        assert_close(parameter.grad, grad, **exact)
+
+
+@gated_cells
+def test_the_carry_before_the_first_step_has_its_gradient(cell: str) -> None:
+    model = make_model(cell=cell)
+    for start in (None, random_state(model)):
+        expected = by_hand(model, initial_state=start)
+        _, cache = model.run_with_cache(
+            TOKENS,
+            return_type="loss",
+            labels=LABELS,
+            incl_bwd=True,
+            initial_state=start,
+            names_filter="blocks.0.hook_carry",
+        )
+        assert_close(
+            gradient_of(cache, ("carry", 0)), expected.gradient(mean_loss(expected.logits), "carry", 0), **exact
+        )
+        assert gradient_of(cache, ("carry", 0))[:, 0].any()
+
+
+@every_point_of_cells
+def test_what_a_constant_leads_to_has_its_gradient_too(cell: str, point: Point) -> None:
+    model, t = make_model(cell=cell), 2
+    constant = random(BATCH, width_of(model, point), seed=2)
+    expected = by_hand(model, {(*point, t): lambda x: constant})
+
+    def patch(x: Tensor, hook: HookPoint) -> Tensor:
+        patched = x.detach() if hook.step == t else x.clone()  # nothing that follows in this step has a graph
+        if hook.step in (None, t):
+            patched[:, t] = constant
+        return patched
+
+    with model.hooks(fwd_hooks=[(name_of(point), patch)]):
+        _, cache = model.run_with_cache(TOKENS, return_type="loss", labels=LABELS, incl_bwd=True)
+    for other in points(2, cell):
+        assert_close(gradient_of(cache, other), expected.gradient(mean_loss(expected.logits), *other), **exact)
 
 
 @few_architectures
@@ -95,7 +155,8 @@ def test_gradients_are_total_where_the_hook_edits_every_position(cell: str, poin
 def test_a_constant_that_was_patched_in_has_its_gradient_too(cell: str, point: Point, t: int) -> None:
     model = make_model(cell=cell)
     constant = random(BATCH, width_of(model, point), seed=2)
-    expected = by_hand(model, {(*point, t): lambda x: constant.clone().requires_grad_()})
+    start = random_state(model)
+    expected = by_hand(model, {(*point, t): lambda x: constant.clone().requires_grad_()}, initial_state=start)
 
     def patch(x: Tensor, hook: HookPoint) -> Tensor | None:
         if hook.step not in (None, t):
@@ -106,7 +167,7 @@ def test_a_constant_that_was_patched_in_has_its_gradient_too(cell: str, point: P
 
     with model.hooks(fwd_hooks=[(name_of(point), patch)]):
         _, cache = model.run_with_cache(
-            TOKENS, return_type="loss", labels=LABELS, incl_bwd=True, names_filter=name_of(point)
+            TOKENS, return_type="loss", labels=LABELS, incl_bwd=True, names_filter=name_of(point), initial_state=start
         )
     assert_close(gradient_of(cache, point), expected.gradient(mean_loss(expected.logits), *point), **exact)
     assert gradient_of(cache, point)[:, t].any()
@@ -171,26 +232,23 @@ def test_a_step_that_an_edit_cut_off_has_gradient_zero(layer: int, t: int) -> No
 
 
 @pytest.mark.usefixtures("poisoned_memory")
+@every_cell
 @pytest.mark.parametrize("t", range(STEPS))
-def test_in_a_frozen_model_a_gradient_is_total_or_where_autograd_keeps_none_zero(t: int) -> None:
-    frozen, model = make_model().requires_grad_(False), make_model()
+def test_in_a_frozen_model_gradients_are_total(cell: str, t: int) -> None:
+    frozen, model = make_model(cell=cell).requires_grad_(False), make_model(cell=cell)
     steer = random(4).requires_grad_()
 
     def add(x: Tensor, hook: HookPoint) -> Tensor | None:
         return x + steer if hook.step == t else None
 
-    with frozen.hooks(fwd_hooks=[("blocks.0.hook_hidden", add)]):
-        _, cache = frozen.run_with_cache(TOKENS, return_type="loss", labels=LABELS, incl_bwd=True)
-    edit = {("hidden", 0, t): lambda x: x + steer}
-    expected, tracked = by_hand(model, edit), by_hand(frozen, edit)
-    loss = mean_loss(expected.logits)
-    assert_close(steer.grad, torch.autograd.grad(loss, steer, retain_graph=True)[0], **exact)
-    for point in ALL_POINTS:
-        grads = cache.cache_dict.get(f"{name_of(point)}_grad")
-        for step, wanted in enumerate(expected.gradient(loss, *point).unbind(1)):
-            more_than_by_hand = grads is not None and grads[:, step].any()
-            if tracked.values[*point, step].requires_grad or more_than_by_hand:
-                assert_close(grads[:, step], wanted, **exact)
+    for hooks in ([], [("blocks.0.hook_hidden", add)]):
+        with frozen.hooks(fwd_hooks=hooks):
+            _, cache = frozen.run_with_cache(TOKENS, return_type="loss", labels=LABELS, incl_bwd=True)
+        expected = by_hand(model, {("hidden", 0, t): lambda x: x + steer} if hooks else None)
+        loss = mean_loss(expected.logits)
+        for point in points(2, cell):
+            assert_close(gradient_of(cache, point), expected.gradient(loss, *point), **exact)
+    assert_close(steer.grad, torch.autograd.grad(loss, steer)[0], **exact)
 
 
 @every_point_of_cells
@@ -358,10 +416,11 @@ def test_a_forward_edit_and_a_backward_hook_share_a_point(cell: str, point: Poin
     with model.hooks(fwd_hooks=[(name_of(point), edit)], bwd_hooks=[hook]):
         loss = model(TOKENS, return_type="loss", labels=LABELS)
         assert_same_parameter_gradients(model, loss, expected, mean_loss(expected.logits))
+        loss.backward()
     assert_close(seen[-1], expected.gradient(mean_loss(expected.logits), *point), **exact)
 
 
-@every_point_of_cells
+@of_cells(ALL_POINTS, [("gru", ("carry", 1)), ("lstm", ("cell", 0))])
 def test_a_forward_and_a_backward_hook_on_one_point_leave_no_memory_behind(cell: str, point: Point) -> None:
     model = make_model(cell=cell)
 

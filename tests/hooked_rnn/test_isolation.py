@@ -15,6 +15,7 @@ from causality import (
     by_hand,
     doubled_in_place,
     edit_at,
+    every_cell,
     every_point_of_cells,
     exact,
     integers,
@@ -48,13 +49,16 @@ def test_a_cache_shows_the_edits_made_before_it_and_not_those_after_it(
     assert_close(last[name], edited.detach(), **exact)
 
 
+@every_cell
 @architectures
-def test_a_cache_holds_every_activation_of_the_unrolled_network(n_layers: int, act_fn: str, bias: bool) -> None:
-    model = make_model(n_layers, act_fn, bias)
+def test_a_cache_holds_every_activation_of_the_unrolled_network(
+    n_layers: int, act_fn: str, bias: bool, cell: str
+) -> None:
+    model = make_model(n_layers, act_fn, bias, cell=cell)
     expected = by_hand(model)
     _, cache = model.run_with_cache(TOKENS)
-    assert list(cache) == [name_of(point) for point in points(n_layers)]  # in firing order
-    for point in points(n_layers):
+    assert list(cache) == [name_of(point) for point in points(n_layers, cell)]  # in firing order
+    for point in points(n_layers, cell):
         assert_close(cache[name_of(point)], expected.stacked(*point).detach(), **exact)
 
 

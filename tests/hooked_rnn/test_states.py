@@ -1,159 +1,215 @@
-"""States and signals: a sequence in two halves is the sequence; what does not fit is refused."""
+"""The states of every cell: what they are, two halves of a sequence, gradients through them, and what is refused."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from causality import BATCH, STEPS, TOKENS, by_hand, every_cell, exact, make_model, random
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from causality import (
+    BATCH,
+    STEPS,
+    TOKENS,
+    by_hand,
+    doubled,
+    doubled_in_place,
+    every_cell,
+    exact,
+    make_model,
+    nonlinear,
+    parts_of,
+    random,
+    random_state,
+)
+from reference import State
 from torch import Tensor
 from torch.testing import assert_close
-from transformer_lens.hook_points import HookPoint
 
-from hooked_rnn import HookedRNN, HookedRNNConfig
-from hooked_rnn.errors import ConfigError, SignalError, StateError, TokenError
+from hooked_rnn import HookedRNN
+from hooked_rnn.errors import StateError
 
-
-def parts_of(state: Any) -> tuple[Tensor, ...]:
-    return state if isinstance(state, tuple) else (state,)
+D_HIDDEN = 4
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    cell=st.sampled_from(["rnn", "gru", "lstm"]),
-    n_layers=st.integers(1, 3),
-    cut=st.integers(1, STEPS - 1),
-    hooked=st.booleans(),
-)
-def test_two_halves_are_the_whole(cell: str, n_layers: int, cut: int, hooked: bool) -> None:
-    model = make_model(n_layers=n_layers, cell=cell)
-    if hooked:
-        model.add_perma_hook(
-            lambda name: "hook_hidden" in name or "hook_recurrent" in name, lambda x, hook: 0.9 * x + 0.1
-        )
-    whole, last = model(TOKENS, return_state=True)
-    first, between = model(TOKENS[:, :cut], return_state=True)
-    second, end = model(TOKENS[:, cut:], initial_state=between, return_state=True)
-    assert_close(torch.cat([first, second], dim=1), whole, **exact)
-    for got, expected in zip(parts_of(end), parts_of(last), strict=True):
-        assert_close(got, expected, **exact)
-    assert not torch.allclose(model(TOKENS[:, cut:]), second)  # without the state of the first half
+def no_hooks(model: HookedRNN) -> None:
+    pass
+
+
+def looking(model: HookedRNN) -> None:
+    model.add_hook(lambda name: True, lambda x, hook: None)
+    model.add_caching_hooks()
+
+
+def editing(model: HookedRNN) -> None:
+    model.add_hook(lambda name: True, lambda x, hook: nonlinear(x))
+
+
+def editing_each_step(model: HookedRNN) -> None:
+    """The same at every step's own point, of which the halves have fewer."""
+    model.set_use_step_hooks(True, 1)
+    model.add_hook(lambda name: ".steps." in name, lambda x, hook: x)
+    model.add_hook("blocks.1.hook_hidden", doubled)
+
+
+every_hooking = pytest.mark.parametrize("hooking", [no_hooks, looking, editing, editing_each_step])
 
 
 @every_cell
-def test_a_state_is_that_of_the_unrolled_network(cell: str) -> None:
+@every_hooking
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("start", [False, True], ids=["zeros", "initial_state"])
+def test_two_halves_are_the_whole(cell: str, hooking: Callable[[HookedRNN], None], mode: Any, start: bool) -> None:
     model = make_model(cell=cell)
-    start = tuple(random(2, BATCH, 4, seed=i) for i in range(2))
-    start = start if cell == "lstm" else start[0]
-    logits, state = model(TOKENS, initial_state=start, return_state=True)
+    hooking(model)
+    state = random_state(model) if start else None
+    with mode():
+        whole, final = model(TOKENS, initial_state=state, return_state=True)
+        for cut in range(1, STEPS):
+            first, between = model(TOKENS[:, :cut], initial_state=state, return_state=True)
+            second, end = model(TOKENS[:, cut:], initial_state=between, return_state=True)
+            assert_close(torch.cat([first, second], dim=1), whole, **exact)
+            assert_close(parts_of(end), parts_of(final), **exact)
+            assert not torch.allclose(model(TOKENS[:, cut:]), whole[:, cut:])  # without the state
+
+
+@every_cell
+def test_a_state_is_what_the_unrolled_network_ends_with(cell: str) -> None:
+    model = make_model(cell=cell)
+    start = random_state(model)
+    _, state = model(TOKENS, initial_state=start, return_state=True)
     expected = by_hand(model, initial_state=start)
-    assert_close(logits, expected.logits, **exact)
-    assert isinstance(state, tuple) == (cell == "lstm")
-    for got, wanted in zip(parts_of(state), parts_of(expected.state), strict=True):
-        assert_close(got, wanted, **exact)
+    assert isinstance(state, tuple) is (cell == "lstm")
+    assert_close(parts_of(state), parts_of(expected.state), **exact)
+    assert all(part.shape == (2, BATCH, D_HIDDEN) for part in parts_of(state))
+    for layer in range(2):
+        assert_close(parts_of(state)[0][layer], expected.values["hidden", layer, STEPS - 1], **exact)
+        if cell == "lstm":
+            assert_close(state[1][layer], expected.values["cell", layer, STEPS - 1], **exact)
 
 
-def test_a_state_carries_gradients() -> None:
-    model = make_model(cell="lstm")
-    start = tuple(random(2, BATCH, 4, seed=i).requires_grad_() for i in range(2))
-    model(TOKENS, initial_state=start)[:, -1].sum().backward()
-    assert all(part.grad.abs().sum() > 0 for part in start)
+@every_cell
+def test_each_part_of_a_state_matters(cell: str) -> None:
+    model = make_model(cell=cell)
+    parts = parts_of(random_state(model))
+    plain = model(TOKENS, initial_state=as_state(parts))
+    for i in range(len(parts)):
+        changed = [part + 1 if i == j else part for j, part in enumerate(parts)]
+        assert not torch.allclose(model(TOKENS, initial_state=as_state(changed)), plain)
 
 
-ZEROS = torch.zeros(2, BATCH, 4, dtype=torch.float64)
+def as_state(parts: list[Tensor]) -> State:
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
 
+@every_cell
+@pytest.mark.parametrize("hooked", [False, True])
+def test_gradients_flow_through_the_state(cell: str, hooked: bool) -> None:
+    model = make_model(cell=cell)
+    if hooked:
+        model.add_hook(lambda name: True, lambda x, hook: None)
+        model.add_hook(lambda name: True, lambda x, hook: None, dir="bwd")
+    whole = torch.autograd.grad(model(TOKENS)[:, -1].sum(), list(model.parameters()))
+    _, state = model(TOKENS[:, :2], return_type=None, return_state=True)
+    logits, final = model(TOKENS[:, 2:], initial_state=state, return_state=True)
+    halves = torch.autograd.grad(logits[:, -1].sum(), list(model.parameters()))
+    assert_close(list(halves), list(whole), **exact)
+
+    start = as_state([part.requires_grad_() for part in parts_of(random_state(model))])
+    twin = as_state([part.detach().clone().requires_grad_() for part in parts_of(start)])
+    logits, final = model(TOKENS, initial_state=start, return_state=True)
+    expected = by_hand(model, initial_state=twin)
+    got = sum(part.square().sum() for part in parts_of(final)) + logits.sum()
+    wanted = sum(part.square().sum() for part in parts_of(expected.state)) + expected.logits.sum()
+    for mine, theirs in zip(
+        torch.autograd.grad(got, parts_of(start)), torch.autograd.grad(wanted, parts_of(twin)), strict=True
+    ):
+        assert_close(mine, theirs, **exact)
+
+
+@every_cell
+def test_no_state_is_a_state_of_zeros(cell: str) -> None:
+    model = make_model(cell=cell)
+    zeros = as_state([torch.zeros_like(part) for part in parts_of(random_state(model))])
+    assert_close(model(TOKENS, initial_state=zeros), model(TOKENS), **exact)
+    _, cache = model.run_with_cache(TOKENS, initial_state=zeros)
+    _, without = model.run_with_cache(TOKENS)
+    assert all(torch.allclose(kept, without[name], **exact) for name, kept in cache.items())
+
+
+@every_cell
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_initial_state_is_left_as_it_was(cell: str, mode: Any) -> None:
+    model = make_model(cell=cell)
+    state = random_state(model)
+    before = [part.clone() for part in parts_of(state)]
+    model.set_use_step_hooks(True, STEPS)
+    model.add_hook(lambda name: True, doubled_in_place)
+    with mode():
+        model(TOKENS, initial_state=state)
+        model.reset_hooks()
+        model(TOKENS, initial_state=state)
+        model.run_with_cache(TOKENS, initial_state=state)
+    assert all(torch.equal(*pair) for pair in zip(parts_of(state), before, strict=True))
+
+
+@every_cell
+def test_a_returned_state_is_not_written_over_by_the_next_pass(cell: str) -> None:
+    model = make_model(cell=cell)
+    with torch.no_grad():
+        model.add_caching_hooks()
+        _, state = model(TOKENS, return_state=True)
+        before = [part.clone() for part in parts_of(state)]
+        model(TOKENS.flip(1), initial_state=state, return_state=True)
+    assert all(torch.equal(*pair) for pair in zip(parts_of(state), before, strict=True))
+
+
+ONE = random(2, BATCH, D_HIDDEN)
+BAD_PARTS: list[tuple[Any, str]] = [
+    (random(1, BATCH, D_HIDDEN), "[1, 3, 4]: expected [2, 3, 4]"),
+    (random(2, 1, D_HIDDEN), "[2, 1, 4]: expected [2, 3, 4]"),
+    (random(2, BATCH, 5), "[2, 3, 5]: expected [2, 3, 4]"),
+    (random(BATCH, D_HIDDEN), "[3, 4]: expected [2, 3, 4]"),
+    (ONE.float(), "torch.float32 on cpu: expected torch.float64 on cpu"),
+    (ONE.long(), "torch.int64 on cpu: expected torch.float64"),
+    (ONE.to("meta"), "torch.float64 on meta: expected torch.float64 on cpu"),
+    (ONE.tolist(), "list: expected a tensor [layer, batch, d_hidden]"),
+    (None, "NoneType: expected a tensor [layer, batch, d_hidden]"),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("part", "said"), BAD_PARTS, ids=[said for _, said in BAD_PARTS])
+def test_a_part_that_does_not_fit_is_refused_by_name(part: Any, said: str) -> None:
+    lstm, fired = make_model(cell="lstm"), []
+    lstm.add_hook("hook_embed", lambda x, hook: fired.append(x))
+    for state, name in (((part, ONE), "hidden"), ((ONE, part), "cell"), ([ONE, part], "cell")):
+        with pytest.raises(StateError, match=re.escape(f"the {name} state of initial_state")) as caught:
+            lstm(TOKENS, initial_state=state)
+        assert said in str(caught.value)
+    assert fired == []
+    if isinstance(part, Tensor):
+        for cell in ("rnn", "gru"):
+            with pytest.raises(StateError, match=re.escape(said)):
+                make_model(cell=cell)(TOKENS, initial_state=part)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("cell", "state", "said"),
     [
-        ("rnn", ZEROS[:1], r"initial_state has shape \[1, 3, 4\]: expected \[2, 3, 4\], \[layer, batch, d_hidden\]"),
-        ("gru", ZEROS[:, :1], r"initial_state has shape \[2, 1, 4\]: expected"),
-        ("gru", (ZEROS, ZEROS), "initial_state is 2 tensors: expected a tensor, as the cell is 'gru'"),
-        ("lstm", ZEROS, r"initial_state is a tensor: expected a tuple of 2, \(hidden, cell\), as the cell is 'lstm'"),
-        ("lstm", (ZEROS,), r"initial_state is 1 tensors: expected a tuple of 2"),
-        ("lstm", (ZEROS, ZEROS[..., :3]), r"the cell state of initial_state has shape \[2, 3, 3\]: expected"),
-        (
-            "lstm",
-            (ZEROS.float(), ZEROS),
-            "the hidden state of initial_state is torch.float32 on cpu: expected torch.float64",
-        ),
-        ("lstm", (ZEROS, ZEROS.to("meta")), "the cell state of initial_state is torch.float64 on meta: expected"),
+        ("lstm", ONE, "initial_state is Tensor: expected a tuple of 2, (hidden, cell), as the cell is 'lstm'"),
+        ("lstm", (ONE,), "initial_state is tuple of 1: expected a tuple of 2"),
+        ("lstm", (ONE, ONE, ONE), "initial_state is tuple of 3: expected a tuple of 2"),
+        ("lstm", (), "initial_state is tuple of 0: expected a tuple of 2"),
+        ("gru", (ONE, ONE), "initial_state is tuple of 2: expected a tensor, as the cell is 'gru'"),
+        ("rnn", (ONE, ONE), "initial_state is tuple of 2: expected a tensor, as the cell is 'rnn'"),
+        ("rnn", 0.0, "initial_state is float: expected a tensor [layer, batch, d_hidden]"),
+        ("lstm", 3, "initial_state is int: expected a tuple of 2"),
+        ("gru", "zeros", "initial_state is str: expected a tensor"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused(cell: str, state: Any, said: str) -> None:
+def test_another_number_of_parts_is_refused(cell: str, state: Any, said: str) -> None:
     model = make_model(cell=cell)
-    with pytest.raises(StateError, match=said):
-        model(TOKENS, initial_state=state)
-
-
-def driven(**fields: Any) -> HookedRNN:
-    cfg = HookedRNNConfig(**{"input": "continuous", "d_in": 3, "d_vocab_out": 2, "d_model": 4, "d_hidden": 5, **fields})
-    return HookedRNN(cfg).double()
-
-
-@every_cell
-@pytest.mark.parametrize("embed_bias", [False, True])
-def test_a_network_driven_by_signals(cell: str, embed_bias: bool, tmp_path: Any) -> None:
-    model = driven(cell=cell, embed_bias=embed_bias, n_layers=2)
-    if embed_bias:
-        torch.nn.init.normal_(model.embed.b_E, generator=torch.Generator().manual_seed(0))
-    x = random(BATCH, STEPS, 3)
-    assert_close(model(x), by_hand(model, tokens=x).logits, **exact)
-
-    def double(x: Tensor, hook: HookPoint) -> Tensor:
-        return 2 * x
-
-    edited = model.run_with_hooks(x, fwd_hooks=[("hook_embed", double)])
-    assert not torch.allclose(edited, model(x))
-    if not embed_bias:
-        assert_close(edited, model(2 * x))
-    logits, cache = model.run_with_cache(x)
-    assert cache["hidden", 1].shape == (BATCH, STEPS, 5)
-    loss = model(x, return_type="loss", labels=torch.zeros(BATCH, dtype=torch.int64))
-    assert_close(loss, torch.nn.functional.cross_entropy(logits[:, -1], torch.zeros(BATCH, dtype=torch.int64)))
-    model.save_pretrained(tmp_path)
-    assert_close(HookedRNN.from_pretrained(tmp_path, dtype=torch.float64)(x), model(x), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("signals", "said"),
-    [
-        (random(2, 3), r"signals have shape \[2, 3\]: expected \[batch, pos, d_in\] with d_in 3"),
-        (random(2, 3, 4), r"signals have shape \[2, 3, 4\]: expected"),
-        (random(2, 0, 3), "expected at least one sequence of at least one step"),
-        (random(2, 2, 3).float(), "signals are torch.float32 on cpu: expected torch.float64 on cpu"),
-        (torch.zeros(2, 2, 3, dtype=torch.int64), "signals are torch.int64 on cpu"),
-        ([[1.0]], r"signals are list: expected a float tensor"),
-    ],
-)
-def test_signals_that_do_not_fit_are_refused(signals: Any, said: str) -> None:
-    with pytest.raises(SignalError, match=said):
-        driven()(signals)
-
-
-def test_tokens_and_signals_are_not_taken_for_each_other() -> None:
-    with pytest.raises(TokenError, match="this model has no tokens: expected signals"):
-        driven().to_tokens("1 + 2")
-    with pytest.raises(TokenError, match=r"torch\.float64: expected an integer dtype"):
-        make_model()(random(2, 3))
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"d_in": None}, "d_in=None: expected a whole number"),
-        ({"d_vocab": 3}, "d_vocab=3 with input='continuous': expected d_in alone"),
-        ({"input": "tokens", "d_vocab": 3}, "d_in=3 with input='tokens': expected d_vocab alone"),
-        ({"input": "tokens", "d_in": None}, "d_vocab=None: expected a whole number"),
-        ({"input": "tokens", "d_in": None, "d_vocab": 3, "embed_bias": True}, "embed_bias=True with input='tokens'"),
-        ({"embed_bias": 1}, "embed_bias=1: expected True or False"),
-        ({"input": "audio"}, "input='audio': expected 'tokens' or 'continuous'"),
-    ],
-)
-def test_a_configuration_of_two_inputs_is_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        driven(**fields)
-    assert said in str(caught.value)
+    for call in (model, model.run_with_cache, model.run_with_hooks):
+        with pytest.raises(StateError, match=re.escape(said)):
+            call(TOKENS, initial_state=state)
