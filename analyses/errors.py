@@ -53,3 +53,7 @@ class SourceError(HookedRNNError, ValueError):
 
 class MetricError(HookedRNNError, ValueError):
     """A metric whose value is no scalar, or has no gradient where one is needed."""
+
+
+class StitchingError(HookedRNNError, ValueError):
+    """Two models that cannot be stitched together, or a map that cannot be fitted."""
