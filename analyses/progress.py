@@ -18,7 +18,7 @@ from analyses.errors import ReportError
 from analyses.measure import key_frequencies_of, layers, matrices
 from analyses.restricted import restricted_to_families
 from analyses.spectra import KeyFrequencies, weight_spectrum
-from hooked_rnn import HookedRNN, ModularAddition, ModularTask
+from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, ModularTask
 from hooked_rnn.checkpoints import checkpoint_paths, weights_in
 from hooked_rnn.errors import HookedRNNWarning, TaskError, WeightsError
 from hooked_rnn.pretrained import WEIGHTS, read_config, read_training
@@ -149,7 +149,7 @@ def progress(
         ReportError: no checkpoint that can be read, no record of the task and the split, or another task.
     """
     run = _read_run(Path(run_dir))
-    model = HookedRNN(read_config(run.directory)).eval()
+    model = HookedRNN(read_config(run.directory, HookedRNNConfig.from_json)).eval()
     _check_sizes(model, run)
     paths = _paths(run)
     final = next(_loaded(model, reversed(paths)), None)
@@ -226,7 +226,7 @@ def gini(values: Float[Tensor, " n"]) -> float:
 
 
 def _read_run(directory: Path) -> _Run:
-    read_config(directory)  # whether it is a run at all
+    read_config(directory, HookedRNNConfig.from_json)  # whether it is a run at all
     record = read_training(directory)
     if record is None:
         raise ReportError(f"{directory} has no train.json: expected the directory of a run")

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.adder import Adder
-from hooked_rnn import HookedRNN
+from hooked_rnn import HookedMLP, HookedRNN
 
 
 def number_weights(adder: Adder) -> dict[str, Float[Tensor, "p _d"]]:
@@ -17,11 +17,16 @@ def number_weights(adder: Adder) -> dict[str, Float[Tensor, "p _d"]]:
 
     What reads the embedding has tokens for rows (``W_E W_ih``; of a transformer or MLP ``W_E W_in``, ``W_E W_Q``, ``W_E W_K``,
     ``W_E W_V`` and ``W_E W_V W_O``, heads side by side), what writes the logits has answers (``W_U``, ``W_hh W_U``, ``W_O W_U``,
-    and the neuron-logit map ``W_out W_U``). Weights of layers above the first have the layer's number in brackets.
+    and the neuron-logit map ``W_out W_U``; of a HookedMLP ``W_U`` alone). Weights of layers above the first have the layer's number in brackets.
     Biases, positional embeddings and layer norms are left out.
     """
     found = {"W_E": adder.W_E}
-    found |= _of_recurrent(adder) if isinstance(adder.model, HookedRNN) else _of_residual(adder)
+    if isinstance(adder.model, HookedRNN):
+        found |= _of_recurrent(adder)
+    elif isinstance(adder.model, HookedMLP):
+        found |= _of_mlp(adder)
+    else:
+        found |= _of_residual(adder)
     return found | {"W_U": adder.W_U.T}
 
 
@@ -44,6 +49,13 @@ def _of_recurrent(adder: Adder) -> dict[str, Tensor]:
     if W_hh.shape[0] == W_hh.shape[1]:  # with gates, what W_hh makes is not what W_U reads
         found["W_hh W_U"] = product(W_hh, adder.W_U).T
     return found
+
+
+def _of_mlp(adder: Adder) -> dict[str, Tensor]:
+    """What each number adds to the neurons from each position, side by side where the positions differ."""
+    maps = [found.detach()[: adder.p] for found in adder.model.W_E_in]
+    same = all(found is maps[0] or torch.equal(found, maps[0]) for found in maps)
+    return {"W_E W_in": maps[0] if same else torch.cat(maps, dim=1)}
 
 
 def _of_residual(adder: Adder) -> dict[str, Tensor]:

@@ -1,5 +1,8 @@
 """hooked_rnn: recurrent networks with TransformerLens hook points."""
 
+from hooked_rnn.architectures import build_model, load_model, model_config, save_model
+from hooked_rnn.baselines.mlp import HookedMLP, HookedMLPConfig
+from hooked_rnn.baselines.transformer_config import TransformerConfig
 from hooked_rnn.config import HookedRNNConfig
 from hooked_rnn.hook_points import ObservingHook
 from hooked_rnn.model import HookedRNN
@@ -9,6 +12,8 @@ from hooked_rnn.training.config import TrainConfig
 from hooked_rnn.training.loop import Run, train
 
 __all__ = [
+    "HookedMLP",
+    "HookedMLPConfig",
     "HookedRNN",
     "HookedRNNConfig",
     "ModularAddition",
@@ -17,5 +22,10 @@ __all__ = [
     "RecurrentBlock",
     "Run",
     "TrainConfig",
+    "TransformerConfig",
+    "build_model",
+    "load_model",
+    "model_config",
+    "save_model",
     "train",
 ]

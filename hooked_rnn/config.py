@@ -1,15 +1,13 @@
 """The configuration of a HookedRNN: sizes and choices, nothing that is learned."""
 
-import dataclasses
-import json
-import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from hooked_rnn.activations import ACTIVATION_FUNCTIONS
-from hooked_rnn.errors import ConfigError, choices, nearest
+from hooked_rnn.errors import ConfigError
+from hooked_rnn.model_config import RNN, ModelConfig
 from hooked_rnn.transformer_tools import TransformerFields
 
 CELLS: dict[str, Any] = {}
@@ -19,12 +17,14 @@ INPUTS = ("tokens", "continuous")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HookedRNNConfig(TransformerFields):
+class HookedRNNConfig(ModelConfig, TransformerFields):
     """What it takes to build a HookedRNN. Frozen; every value is checked when it is made.
 
     Raises:
         ConfigError: a size below one, a choice nobody knows, or a value of another type.
     """
+
+    architecture: ClassVar[str] = RNN
 
     d_vocab: int | None = None
     """Number of token ids that go in; None where the input is continuous."""
@@ -65,23 +65,16 @@ class HookedRNNConfig(TransformerFields):
         self._check_choice("cell", tuple(CELLS))
         self._check_choice("act_fn", ACTIVATIONS)
         self._check_choice("input", INPUTS)
-        for name in ("d_vocab_out", "d_model", "d_hidden", "n_layers", "n_ctx"):
+        for name in ("d_vocab_out", "d_model", "d_hidden", "n_layers"):
             self._check_size(name)
+        if self.n_ctx is not None:
+            self._check_size("n_ctx")
         self._check_input()
         for name in ("bias", "embed_bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name}={getattr(self, name)!r}: expected True or False")
-        if self.unembed_bias is None:
-            object.__setattr__(self, "unembed_bias", self.bias)
-        if not isinstance(self.unembed_bias, bool):
-            raise ConfigError(f"unembed_bias={self.unembed_bias!r}: expected True, False or None")
-        if not _is_number(self.init_scale) or not 0 < self.init_scale < math.inf:
-            raise ConfigError(f"init_scale={self.init_scale!r}: expected a number above 0")
-        if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed!r}: expected an integer from 0 to 2**63 - 1")
-        object.__setattr__(self, "device", torch.device(self.device))
-        if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
-            raise ConfigError(f"dtype={self.dtype!r}: expected a floating point torch.dtype")
+            self._check_flag(name)
+        self._default_unembed_bias(self.unembed_bias, self.bias)
+        self._check_initial_weights(self.init_scale, self.seed)
+        self._check_place(self.device, self.dtype)
 
     @property
     def n_heads(self) -> int:
@@ -93,43 +86,6 @@ class HookedRNNConfig(TransformerFields):
         """How many pre-activations of width ``d_hidden`` the cell has."""
         return int(CELLS[self.cell].n_gates)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields that are kept in ``config.json``: all but device and dtype."""
-        stored = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: v for k, v in stored.items() if k not in ("device", "dtype")}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "HookedRNNConfig":
-        """The configuration with these values.
-
-        Raises:
-            ConfigError: a key that is no field, a required field that is missing, a bad value.
-        """
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for key in values:
-            if key not in fields:
-                raise ConfigError(f"unknown key {key!r} in the model's configuration; nearest: {nearest(key, fields)}")
-        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
-        if missing:
-            raise ConfigError(
-                f"the model's configuration lacks {', '.join(missing)}; it has {', '.join(values) or 'nothing'}"
-            )
-        return cls(**values)
-
-    @classmethod
-    def from_json(cls, text: str) -> "HookedRNNConfig":
-        """Inverse of :meth:`to_json`. Raises ConfigError where the text is no JSON object."""
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"the model's configuration is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"the model's configuration is a JSON {type(values).__name__}, expected an object")
-        return cls.from_dict(values)
-
     def _check_input(self) -> None:
         """That the input's one size is given, and nothing that only the other kind of input has."""
         size, others = ("d_vocab", ("d_in", "embed_bias")) if self.input == "tokens" else ("d_in", ("d_vocab",))
@@ -137,23 +93,3 @@ class HookedRNNConfig(TransformerFields):
         for name in others:
             if getattr(self, name):
                 raise ConfigError(f"{name}={getattr(self, name)!r} with input={self.input!r}: expected {size} alone")
-
-    def _check_size(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is None and name == "n_ctx":
-            return
-        if not _is_int(value) or value < 1:
-            raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
-
-    def _check_choice(self, name: str, known: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in known:
-            raise ConfigError(f"{name}={value!r}: expected {choices(known)}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

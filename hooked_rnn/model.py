@@ -342,7 +342,7 @@ class HookedRNN(
     def _load(
         cls, directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> "HookedRNN":
-        cfg, weights, path = pretrained.read(directory)
+        cfg, weights, path = pretrained.read(directory, HookedRNNConfig.from_json)
         model = cls(cfg).to(device, dtype)  # before the weights come, or they would be rounded on the way
         model.loaded_from = path
         pretrained.check_fit(weights, model.state_dict(), directory)

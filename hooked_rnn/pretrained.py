@@ -7,7 +7,7 @@ The embedded models are such directories inside the package.
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor
 
 from hooked_rnn.checkpoints import load_checkpoints, weights_in
-from hooked_rnn.config import HookedRNNConfig
 from hooked_rnn.errors import (
     ConfigError,
     HookedRNNWarning,
@@ -28,6 +27,7 @@ from hooked_rnn.errors import (
     nearest,
 )
 from hooked_rnn.files import write_text_atomically
+from hooked_rnn.model_config import Config, ModelConfig
 from hooked_rnn.weights import load_weights, save_weights
 
 EMBEDDED = Path(__file__).parent / "models"
@@ -83,7 +83,7 @@ def download(repo_id: str, **options: Any) -> Path:
     return paths[0].parent
 
 
-def read(directory: Path) -> tuple[HookedRNNConfig, dict[str, Tensor], Path]:
+def read(directory: Path, from_json: Callable[[str], Config]) -> tuple[Config, dict[str, Tensor], Path]:
     """The configuration and the weights in a directory, and the weights' file.
 
     A run that has not finished has no weights of its own yet: then those of its last checkpoint, with a warning.
@@ -92,7 +92,7 @@ def read(directory: Path) -> tuple[HookedRNNConfig, dict[str, Tensor], Path]:
         RunDirectoryError: one of the two files is not there.
         ConfigError, WeightsError: it is there, and wrong.
     """
-    cfg = read_config(directory)
+    cfg = read_config(directory, from_json)
     path = directory / WEIGHTS
     if path.is_file():
         return cfg, load_weights(path), path
@@ -103,8 +103,13 @@ def read(directory: Path) -> tuple[HookedRNNConfig, dict[str, Tensor], Path]:
     raise RunDirectoryError(f"{directory} is no run: it has no {WEIGHTS} and no checkpoint that can be read")
 
 
-def read_config(directory: Path) -> HookedRNNConfig:
+def read_config(directory: Path, from_json: Callable[[str], Config]) -> Config:
     """The configuration in a directory.
+
+    Args:
+        directory: a model's.
+        from_json: that of the configuration's class, such as ``HookedRNNConfig.from_json``; of whatever architecture,
+            ``hooked_rnn.architectures.config_from_json``.
 
     Raises:
         RunDirectoryError: there is none.
@@ -114,7 +119,7 @@ def read_config(directory: Path) -> HookedRNNConfig:
     if not path.is_file():
         raise RunDirectoryError(f"{directory} is no run: it has no {CONFIG}; expected {CONFIG} and {WEIGHTS}")
     try:
-        return HookedRNNConfig.from_json(path.read_text(encoding="utf-8"))
+        return from_json(path.read_text(encoding="utf-8"))
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -137,7 +142,7 @@ def read_training(directory: Path) -> dict[str, Any] | None:
     return record
 
 
-def write(directory: Path, cfg: HookedRNNConfig, weights: Mapping[str, Tensor]) -> None:
+def write(directory: Path, cfg: ModelConfig, weights: Mapping[str, Tensor]) -> None:
     """Write the two files, each atomically."""
     write_text_atomically(directory / CONFIG, cfg.to_json())
     save_weights(directory / WEIGHTS, weights)

@@ -2,21 +2,33 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hooked_rnn.config import HookedRNNConfig
 from hooked_rnn.errors import TokenError
 
 TokensLike = Tensor | str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
+
+@runtime_checkable
+class TakesTokens(Protocol):
+    """The configuration of a model whose input is tokens."""
+
+    @property
+    def d_vocab(self) -> int | None: ...
+    @property
+    def d_vocab_out(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
 _SUM = re.compile(r"\s*\d+(\s*[+,\s]\s*\d+)*\s*=?\s*")
 
 
-def to_tokens(source: TokensLike, cfg: HookedRNNConfig) -> Int[Tensor, "batch pos"]:
+def to_tokens(source: TokensLike, cfg: TakesTokens) -> Int[Tensor, "batch pos"]:
     """Token ids [batch, pos] from a tensor, nested lists, a string such as "12 + 55", or several.
 
     In a string, numbers stand for themselves, between them is a plus, a comma or a space, and a final "="
@@ -44,7 +56,7 @@ def to_tokens(source: TokensLike, cfg: HookedRNNConfig) -> Int[Tensor, "batch po
     return _checked(tokens, cfg)
 
 
-def _parse(text: str, cfg: HookedRNNConfig) -> list[int]:
+def _parse(text: str, cfg: TakesTokens) -> list[int]:
     if not _SUM.fullmatch(text):
         raise TokenError(
             f"cannot read {text!r}: expected numbers with a plus, a comma or a space between them, such as '12 + 55'"
@@ -59,7 +71,7 @@ def _parse(text: str, cfg: HookedRNNConfig) -> list[int]:
     return ids
 
 
-def _checked(tokens: Tensor, cfg: HookedRNNConfig) -> Tensor:
+def _checked(tokens: Tensor, cfg: TakesTokens) -> Tensor:
     if tokens.ndim != 2:
         raise TokenError(f"tokens have shape {list(tokens.shape)}: expected [batch, pos]")
     if 0 in tokens.shape:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from hooked_rnn import pretrained
 from hooked_rnn.checkpoints import CHECKPOINTS, checkpoint_paths, load_checkpoints, refuse, save_checkpoint
+from hooked_rnn.config import HookedRNNConfig
 from hooked_rnn.errors import CheckpointError, ConfigError, HookedRNNWarning, RunDirectoryError
 from hooked_rnn.files import TEMPORARY, append_line, write_text_atomically
 from hooked_rnn.model import HookedRNN
@@ -184,7 +185,8 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path / pretrained.TRAINING} is no record of a run: {error}") from error
         new = {"task": self.record["task"], "train": self.record["train"], "run": self.record}
         if (self.path / pretrained.CONFIG).exists():
-            old["model"], new["model"] = pretrained.read_config(self.path).to_dict(), self.model.cfg.to_dict()
+            cfg = pretrained.read_config(self.path, HookedRNNConfig.from_json)
+            old["model"], new["model"] = cfg.to_dict(), self.model.cfg.to_dict()
         return [
             f"{part} {name} is {old[part].get(name)!r} there and {new[part].get(name)!r} here"
             for part in old
