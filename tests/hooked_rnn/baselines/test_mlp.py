@@ -135,6 +135,7 @@ def test_a_name_that_no_hook_point_has_is_refused() -> None:
         model.run_with_hooks("1 + 2", fwd_hooks=[("hook_embd", lambda x, hook: None)])
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

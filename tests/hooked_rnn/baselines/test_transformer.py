@@ -123,6 +123,7 @@ def test_transformer_lens_can_hook_it() -> None:
     assert logits.any()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
