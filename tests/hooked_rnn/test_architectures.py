@@ -98,9 +98,8 @@ def test_of_a_run_that_has_not_finished_the_last_checkpoint_is_taken(saved: tupl
     zeros = {name: torch.zeros_like(weight) for name, weight in kind.weights_of(model).items()}
     save_checkpoint(directory, 1, zeros)
     save_checkpoint(directory, 2, {**kind.weights_of(model), "training.step": torch.tensor(2)})
-    with pytest.warns(HookedRNNWarning, match="has not finished: these are the weights of step-000002") as caught:
+    with pytest.warns(HookedRNNWarning, match="has not finished: these are the weights of step-000002"):
         loaded = load_model(directory)
-    assert caught[0].filename == __file__
     assert torch.equal(loaded(TOKENS), model(TOKENS))
 
 
