@@ -130,7 +130,12 @@ class Ablation:
 
 @torch.no_grad()
 def ablate(
-    site: Site, by_share: list[int], p: int, seed: int = 0, tick: Callable[[], object] = lambda: None
+    site: Site,
+    by_share: list[int],
+    p: int,
+    seed: int = 0,
+    tick: Callable[[], object] = lambda: None,
+    draws: int = CONTROL_DRAWS,
 ) -> Ablation:
     """Remove every subset of the strongest key frequencies, all of them, and the matched controls.
 
@@ -140,6 +145,7 @@ def ablate(
         p: the modulus.
         seed: seed of the controls' draws.
         tick: called after each number of frequencies removed, for a progress bar.
+        draws: of each control, for each number of frequencies.
     """
     strongest = by_share[:SUBSETS_OF]
     others = [k for k in FourierBasis(p).frequencies if k not in by_share]
@@ -151,9 +157,9 @@ def ablate(
         candidates = [tuple(by_share)] if n > len(strongest) else list(itertools.combinations(strongest, n))
         subsets |= {subset: site.accuracy_without(subset) for subset in candidates}
         if n <= len(others):
-            drawn = [_draw(others, n, generator) for _ in range(CONTROL_DRAWS)]
+            drawn = [_draw(others, n, generator) for _ in range(draws)]
             random[n] = Spread.of([site.accuracy_less(site.part(ks)) for ks in drawn])
-        equal_power[n] = Spread.of([equal.accuracy_without(candidates, generator) for _ in range(CONTROL_DRAWS)])
+        equal_power[n] = Spread.of([equal.accuracy_without(candidates, generator) for _ in range(draws)])
         tick()
     key = {n: Spread.of([a for s, a in subsets.items() if len(s) == n]) for n in numbers_removed(by_share)}
     return Ablation(key, subsets, random, equal_power)

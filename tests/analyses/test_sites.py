@@ -1,0 +1,114 @@
+"""The sites of any model: those of the report where it is a recurrent network, and an ordinary forward pass where not."""
+
+from typing import Any
+
+import pytest
+import torch
+from planted import FREQUENCIES, OwnAnswers, P, fourier_adder, normal, random_model
+from test_adder import MLP, transformer
+from torch.testing import assert_close
+
+from analyses import ablation
+from analyses.ablation import Part, ablate, frequency_hook
+from analyses.adder import Adder
+from analyses.places import last_place, read
+from analyses.sites import SITES, accuracy, drawn_pairs, reads_linearly, sites
+from analyses.weight_removal import removed_from_weight
+from hooked_rnn import ModularAddition
+
+SMALL = 7
+
+
+def own(model: object, equals_token: bool = False) -> Adder:
+    """A model and the task of saying what it says, so that random weights have 100%."""
+    task = ModularAddition(SMALL, equals_token=equals_token)
+    answers = Adder(model, task).logits().argmax(-1)
+    return Adder(model, OwnAnswers(task.p, task.operands, task.equals_token, answers))
+
+
+def lively(model: Any) -> Any:
+    """The model with weights so large that its answers differ from pair to pair."""
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.copy_(normal(*parameter.shape, seed=i) / max(parameter.shape) ** 0.25)
+    return model
+
+
+def adders() -> list[Adder]:
+    gated = [lively(random_model(ModularAddition(SMALL), cell=cell)) for cell in ("gru", "lstm")]
+    return [own(lively(transformer(SMALL)), equals_token=True), own(MLP(SMALL)), *map(own, gated)]
+
+
+@pytest.mark.parametrize("name", SITES)
+@pytest.mark.parametrize("equals_token", [False, True])
+def test_of_a_recurrent_network_they_are_the_report_s(name: str, equals_token: bool) -> None:
+    task = ModularAddition(P, equals_token=equals_token)
+    model = random_model(task) if equals_token else fourier_adder(noise=0.02)
+    site, expected = sites(Adder(model, task))[name], ablation.SITES[name](model, task)
+    assert_close(site.value, expected.value)
+    for removed in ([5], [5, 12], list(FREQUENCIES), [1, 2, 4]):
+        assert site.accuracy_without(removed) == pytest.approx(expected.accuracy_without(removed), abs=1e-3)
+        assert site.accuracy_less(site.part(removed)) == pytest.approx(expected.accuracy_without(removed), abs=1e-3)
+
+
+@pytest.mark.parametrize("adder", adders(), ids=["transformer", "mlp", "gru", "lstm"])
+def test_of_any_model_they_are_a_forward_pass(adder: Adder) -> None:
+    found, removed = sites(adder), [1, 3]
+    weights = [parameter.clone() for parameter in adder.model.parameters()]
+    for name in ("W_E", "W_U"):
+        with removed_from_weight(adder, name, removed):
+            expected = accuracy(adder.logits(), adder.labels)
+        assert found[name].accuracy_without(removed) == pytest.approx(
+            expected, abs=0.03
+        )  # a tie may fall the other way
+    place = last_place(adder)
+    hook = (place.hook_name, frequency_hook(SMALL, removed, "sum", place.position))
+    assert found["hidden"].accuracy_without(removed) == pytest.approx(
+        accuracy(adder.logits([hook]), adder.labels), abs=0.03
+    )
+    for site in found.values():
+        nothing = site.value.new_zeros(site.value.shape[1], 1)
+        assert site.accuracy_less(Part(site.value @ nothing, nothing.T)) == 1.0
+        assert site.accuracy_less(Part(site.value, site.value.new_ones(len(nothing)).diag())) < 0.9  # all of it
+    assert all(torch.equal(before, after) for before, after in zip(weights, adder.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_where_something_is_between_state_and_logits_the_model_itself_runs(name: str) -> None:
+    """A norm, as it were: the logits divided by their size. Every answer stays, and so does every accuracy."""
+    plain = own(MLP(SMALL))
+
+    class Normalised(MLP):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(tokens)
+            return logits / logits.norm(dim=1, keepdim=True)
+
+    normalised = Adder(Normalised(SMALL), plain.task)
+    state = read(normalised, last_place(normalised))
+    assert reads_linearly(plain, state, plain.logits())
+    assert not reads_linearly(normalised, state, normalised.logits())
+    for removed in ([1], [2, 3]):
+        assert sites(normalised)[name].accuracy_without(removed) == sites(plain)[name].accuracy_without(removed)
+        part = Part(normal(len(sites(plain)[name].value), 2).float(), normal(2, 12, seed=1).float())
+        assert sites(normalised)[name].accuracy_less(part) == sites(plain)[name].accuracy_less(part)
+
+
+def test_accuracy_on_some_of_the_pairs() -> None:
+    adder = own(MLP(SMALL))
+    assert_close(drawn_pairs(adder), torch.arange(SMALL**2))
+    assert_close(drawn_pairs(adder, 1000), torch.arange(SMALL**2))
+    pairs = drawn_pairs(adder, 20, seed=1)
+    assert len(pairs) == len(set(pairs.tolist())) == 20
+    assert pairs.tolist() == sorted(pairs.tolist()) == drawn_pairs(adder, 20, seed=1).tolist()
+    assert pairs.tolist() != drawn_pairs(adder, 20, seed=2).tolist()
+    with removed_from_weight(adder, "W_E", [1]):
+        expected = accuracy(adder.logits()[pairs], adder.labels[pairs])
+    assert sites(adder, 20, seed=1)["W_E"].accuracy_without([1]) == expected
+
+
+def test_fewer_draws_are_the_first_of_the_controls() -> None:
+    site = sites(Adder(fourier_adder(noise=0.02), ModularAddition(P)))["W_U"]
+    few, many = (ablate(site, list(FREQUENCIES), P, draws=draws) for draws in (1, 6))
+    assert few.key == many.key
+    assert few.random[1].min >= many.random[1].min
+    assert few.random[1].min == few.random[1].max
