@@ -49,8 +49,8 @@ class LabelledTrie:
 
     inner: list[Step]
     """The steps at every position but the last."""
-    last: list[tuple[Step, Int[Tensor, "1 _nodes"]]]
-    """The last step of every sequence with its answer, in chunks."""
+    last: list[tuple[Step, Int[Tensor, " _nodes"]]]
+    """The last step of every sequence, in chunks, and where the answers are in the chunk's logits [d_vocab_out, nodes]."""
     n: int
     """How many sequences there are."""
     scratch: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict, repr=False)
@@ -66,7 +66,7 @@ class LabelledTrie:
         parents, tokens = trie.parents[-1][leaves], trie.tokens[-1][leaves]
         n_chunks = 1 if labels.is_cuda else -(-len(labels) // CHUNK)
         chunks = (x.chunk(n_chunks) for x in (parents, tokens, labels))
-        last = [(Step.of(p, t, n_parents[-2]), answers[None]) for p, t, answers in zip(*chunks, strict=True)]
+        last = [(Step.of(p, t, n_parents[-2]), _positions(answers)) for p, t, answers in zip(*chunks, strict=True)]
         return cls(inner, last, len(labels))
 
     def memory(self, name: str, *shape: int, like: Tensor) -> Tensor:
@@ -75,6 +75,11 @@ class LabelledTrie:
         if kept is None or kept.dtype != like.dtype or kept.device != like.device:
             kept = self.scratch[name, shape] = like.new_empty(shape)
         return kept
+
+
+def _positions(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """In [d_vocab_out, n], flattened, the entry of each sequence's label."""
+    return labels * len(labels) + torch.arange(len(labels), device=labels.device)
 
 
 def is_written_out(model: HookedRNN) -> bool:
@@ -181,20 +186,21 @@ class _Sweep:
         log_likelihoods = []
         for step, labels in batch.last:
             hidden = self.forward(step, level)
-            top, size = hidden[-1], (len(W_U), labels.shape[1])
+            top, size = hidden[-1], (len(W_U), len(labels))
             logits = torch.mm(W_U, top.T, out=batch.memory("logits", *size, like=W_U))
             if b_U is not None:
                 logits += b_U[:, None]
             log_probs = torch.log_softmax(logits, 0, out=batch.memory("log_probs", *size, like=W_U))
-            log_likelihoods.append(log_probs.gather(0, labels))
+            log_likelihoods.append(log_probs.view(-1).index_select(0, labels))
             # By the logits, n times the mean loss has this gradient: probabilities, less one at the label.
-            d_logits = log_probs.exp_().scatter_add_(0, labels, log_probs.new_full(labels.shape, -1.0))
+            d_logits = log_probs.exp_()
+            d_logits.view(-1).index_add_(0, labels, log_probs.new_full(labels.shape, -1.0))
             d_W_U.addmm_(d_logits, top)
             self._add_sum(b_U, d_logits.T, batch.n)
             d_top = torch.mm(d_logits.T, W_U_over_n, out=batch.memory("d_top", *top.shape, like=W_U))
             self.backward(step, level, hidden, [*map(torch.zeros_like, hidden[:-1]), d_top])
         self._add(self.unembed.W_U, (d_W_U / batch.n).T.contiguous())
-        return -torch.cat(log_likelihoods, dim=1).mean()
+        return -torch.cat(log_likelihoods).mean()
 
     def finish(self) -> None:
         """Take the table's gradient to what it was made of, and hand every parameter its own."""

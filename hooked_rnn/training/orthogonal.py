@@ -1,6 +1,6 @@
 """The orthogonal gradient of Prieto et al. 2025, "Grokking at the Edge of Numerical Stability"."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,17 +14,32 @@ def orthogonal_gradient(weight: Float[Tensor, "*shape"], grad: Float[Tensor, "*s
     weights a network without biases only grows its logits, which lowers the loss and teaches nothing.
     A gradient that lies wholly along the weights becomes zero, up to rounding; weights of zero leave it as it is.
     """
-    square = weight.square().sum()
-    along = torch.where(square > 0, (weight * grad).sum() / square, 0)
-    orthogonal = grad - along * weight
-    norm, orthogonal_norm = grad.norm(), orthogonal.norm()
-    scale = torch.where(orthogonal_norm > torch.finfo(grad.dtype).eps * norm, norm / orthogonal_norm, 0)
-    return orthogonal * scale
+    orthogonal = grad.clone()
+    _orthogonalize([weight], [orthogonal])
+    return orthogonal
 
 
 @torch.no_grad()
 def orthogonalize_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace the gradient of every parameter by its orthogonal gradient."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad = orthogonal_gradient(parameter, parameter.grad)
+    """Write over the gradient of every parameter with its orthogonal gradient."""
+    pairs = [(parameter.detach(), parameter.grad) for parameter in parameters if parameter.grad is not None]
+    if pairs:
+        _orthogonalize(*map(list, zip(*pairs, strict=True)))
+
+
+def _orthogonalize(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    """Of each weight and its gradient, in place; what is one number for each is computed for all together."""
+    room = torch.empty_like(max(weights, key=torch.numel)).view(-1)
+    rooms = [room[: weight.numel()].view_as(weight) for weight in weights]
+    each = list(zip(weights, grads, rooms, strict=True))
+
+    squares = torch.stack([torch.mul(w, w, out=out).sum() for w, _, out in each])
+    products = torch.stack([torch.mul(w, g, out=out).sum() for w, g, out in each])
+    along = torch.where(squares > 0, products / squares, 0)
+    norms = torch.stack([torch.linalg.vector_norm(g) for g in grads])
+    for (w, g, out), factor in zip(each, along.unbind(), strict=True):
+        g.sub_(torch.mul(w, factor, out=out))
+    orthogonal_norms = torch.stack([torch.linalg.vector_norm(g) for g in grads])
+    scales = torch.where(orthogonal_norms > torch.finfo(norms.dtype).eps * norms, norms / orthogonal_norms, 0)
+    for g, scale in zip(grads, scales.unbind(), strict=True):
+        g.mul_(scale)
