@@ -210,6 +210,17 @@ class Waves:
             raise FamilyError(f"unknown family {family!r}: expected {choices(WAVES)}")
         return self._functions.get((family, frequency))
 
+    def coefficients(self, x: Float[Tensor, "pairs d"]) -> dict[tuple[str, int], Float[Tensor, "m d"]]:
+        """Coefficients of x on every wave there is, by family and frequency."""
+        if not self._functions:
+            return {}
+        rows = self._stacked.to(x) @ x  # one product: x is large, and is read once
+        return dict(zip(self._functions, rows.split([len(f) for f in self._functions.values()]), strict=True))
+
+    @cached_property
+    def _stacked(self) -> Float[Tensor, "m pairs"]:
+        return torch.cat(list(self._functions.values()))
+
     @cached_property
     def _functions(self) -> dict[tuple[str, int], Tensor]:
         made = {}
@@ -240,12 +251,7 @@ def read_stage(x: Float[Tensor, "pairs d"], waves: Waves, point: str, position: 
     closed_form = _closed_form(kind, position, layer)
     centred = (x - x.mean(0)).double()
     power = float(centred.square().sum())
-    coefficients = {
-        (family, k): functions.to(centred) @ centred
-        for family in WAVES
-        for k in waves.frequencies
-        if (functions := waves.of(family, k)) is not None
-    }
+    coefficients = waves.coefficients(centred)
     split: dict[str, dict[int, Wave]] = {family: {} for family in WAVES}
     for (family, k), c in coefficients.items():
         of_this = float(c.square().sum())

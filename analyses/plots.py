@@ -1,6 +1,6 @@
 """Figures. Each takes results and draws them; nothing is computed here that a table could quote."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from analyses.ablation import Ablation, Curve
 from analyses.attribution import Fit, SingularAttribution
 from analyses.claims import C2_ENERGY, VERDICTS, Claim
+from analyses.neurons import EXPLAINED
 from analyses.progress import Progress
 from analyses.spectra import KeyFrequencies, Spectrum
 
@@ -173,9 +174,9 @@ def removal_figure(claim: Claim, ablations: Mapping[str, Ablation]) -> Figure:
 
 
 def progress_figure(progress: Progress) -> Figure:
-    """A run over its checkpoints: losses, key frequencies, sparseness, norms, fits, and clock or pizza."""
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    (losses, shares, gini), (norms, fits, symmetry) = panels = figure.subplots(2, 3)
+    """A run over its checkpoints: losses, key frequencies, sparseness, norms, fits, the circuit, removal, and clock or pizza."""
+    figure = Figure(figsize=(13, 12), layout="constrained")
+    (losses, shares, gini), (norms, fits, symmetry), (attributed, errors, removed) = panels = figure.subplots(3, 3)
     points, steps = progress.checkpoints, [point.step for point in progress.checkpoints]
     some_test = [point.test for point in points if point.test is not None]
     for name, measured, style, colour in (
@@ -198,7 +199,8 @@ def progress_figure(progress: Progress) -> Figure:
         shares.plot(steps, [point.shares[k] for point in points], color=colour, linewidth=2)
     shares.axhline(progress.key.threshold, color=GREY, linestyle=":", linewidth=1.2)
     threshold = {"xy": (steps[-1], progress.key.threshold), "xytext": (-2, -9), "textcoords": "offset points"}
-    shares.annotate("above this a key frequency", **threshold, ha="right", color=GREY, fontsize=8)
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    shares.annotate("above this a key frequency", **threshold, ha="right", color=GREY, fontsize=8, bbox=behind)
     shares.set(title="key frequencies of the end, in $W_E W_{ih}$", ylabel="share of the power", ylim=(0, None))
     shares.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if not colours:
@@ -230,6 +232,21 @@ def progress_figure(progress: Progress) -> Figure:
     lowest = min(min(measures["gradient symmetricity"]), min(measures["the same, operands exchanged"]), 0.0)
     symmetry.set(title="clock or pizza", ylabel="measure", ylim=(lowest - 0.05, 1.05))
 
+    of_parts = {f"neurons above {EXPLAINED:.0%}": [point.neurons_above for point in points]}
+    for name in points[-1].purity:
+        of_parts[f"purity of {_symbol(name)}'s pairs"] = [point.purity[name] for point in points]
+        of_parts[f"energy of {_symbol(name)} in 2K"] = [point.energy[name] for point in points]
+    _over_steps(attributed, steps, of_parts, columns=2)
+    attributed.set(title="neurons and singular vectors by frequency", ylabel="share", ylim=(0, 1.02))
+    attributed.yaxis.set_major_formatter(PercentFormatter(1))
+    of_stages = {text: [point.errors[stage] for point in points] for stage, text in _stages(points[-1].errors)}
+    _over_steps(errors, steps, of_stages, columns=3)
+    errors.set(title="the circuit: what its closed forms leave", ylabel="relative error", ylim=(0, 1.02))
+    sites = {"W_E": "from $W_E$", "hidden": "from the last state", "W_U": "from $W_U$"}
+    _over_steps(removed, steps, {text: [point.removed[site] for point in points] for site, text in sites.items()})
+    removed.set(title="without the key frequencies", ylabel="accuracy on all pairs", ylim=(0, 1.02))
+    removed.yaxis.set_major_formatter(PercentFormatter(1))
+
     for axes in panels.flat:
         _steps_axis(axes, steps)
         for line in axes.lines:
@@ -244,10 +261,23 @@ def progress_figure(progress: Progress) -> Figure:
     return figure
 
 
-def _over_steps(axes: Axes, steps: Sequence[int], lines: Mapping[str, Sequence[float]]) -> None:
+def _stages(errors: Iterable[str]) -> list[tuple[str, str]]:
+    """Five stages of a circuit to be shown, and what to call them; none of none."""
+    stages = list(errors)
+    if not stages:
+        return []
+    texts = ("embedding of a", "carried by $W_{hh}$", "added", "last state", "logits")
+    hidden = [stage for stage in stages if ".hook_hidden" in stage]
+    first = ("hook_embed[0]", "blocks.0.hook_recurrent[1]", "blocks.0.hook_preact[1]", hidden[-1], stages[-1])
+    return list(zip(first, texts, strict=True))
+
+
+def _over_steps(
+    axes: Axes, steps: Sequence[int], lines: Mapping[str, Sequence[float]], columns: int | None = None
+) -> None:
     for colour, (name, values) in zip((BLUE, ORANGE, GREEN, RED, PURPLE, "black"), lines.items(), strict=False):
         axes.plot(steps, values, color=colour, label=name, linewidth=2)
-    _legend_below(axes, columns=2 if len(lines) < 5 else 5)
+    _legend_below(axes, columns or (2 if len(lines) < 5 else 5))
 
 
 def _legend_below(axes: Axes, columns: int) -> None:

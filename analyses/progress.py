@@ -11,13 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from analyses.ablation import frequency_hook
 from analyses.adder import Adder
-from analyses.circuit import logit_fit
+from analyses.circuit import logit_fit, read_circuit
 from analyses.clock_pizza import circularity, distance_irrelevance, gradient_symmetry
 from analyses.errors import ReportError
+from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.measure import key_frequencies_of, layers, matrices
+from analyses.neurons import EXPLAINED, cluster_neurons
 from analyses.restricted import restricted_to_families
+from analyses.singular_pairs import singular_pairs
 from analyses.spectra import KeyFrequencies, weight_spectrum
+from analyses.weight_removal import removed_from_weight
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, ModularTask
 from hooked_rnn.checkpoints import checkpoint_paths, weights_in
 from hooked_rnn.errors import HookedRNNWarning, TaskError, WeightsError
@@ -74,6 +79,17 @@ class Checkpoint:
     """See :func:`analyses.clock_pizza.distance_irrelevance`."""
     circularity: float
     """Of the embedding."""
+    energy: dict[str, float]
+    """By matrix: share of its energy in the first 2K singular components, for the K final key frequencies."""
+    purity: dict[str, float]
+    """By matrix with an axis of numbers: mean purity of those components' pairs, see :mod:`analyses.singular_pairs`."""
+    neurons_above: float
+    """Share of the last state's neurons of which one frequency explains more than 85%: see :func:`cluster_neurons`."""
+    errors: dict[str, float]
+    """By stage of the circuit, as "0.hook_hidden[1]" for layer 0's at position 1: relative error of its closed form, at the final
+    key frequencies (see :func:`analyses.circuit.read_circuit`); empty for a gated cell."""
+    removed: dict[str, float]
+    """By site: accuracy on all pairs without the final key frequencies in W_E, in the family "sum" of the last state, in W_U."""
 
     def row(self) -> dict[str, Any]:
         """As a row of a table; what there is not is None."""
@@ -96,6 +112,11 @@ class Checkpoint:
             "gradient_symmetricity_exchanged": self.exchanged,
             "distance_irrelevance": self.distance_irrelevance,
             "circularity": self.circularity,
+            **{f"energy {name}": value for name, value in self.energy.items()},
+            **{f"purity {name}": value for name, value in self.purity.items()},
+            f"neurons above {EXPLAINED:.0%}": self.neurons_above,
+            **{f"error {stage}": value for stage, value in self.errors.items()},
+            **{f"accuracy without key {site}": value for site, value in self.removed.items()},
         }
 
 
@@ -195,15 +216,15 @@ def measure_checkpoint(
 
     own = rule(model, task)
     symmetry = gradient_symmetry(adder, TRIPLES)
-    composed = adder.W_E @ layers(model)[0].W_ih.detach()
-    spectra = {"W_E W_ih": weight_spectrum(composed, p), "W_U": weight_spectrum(adder.W_U, p, dim=1)}
+    of_numbers = {"W_E W_ih": adder.W_E @ layers(model)[0].W_ih.detach(), "W_U": adder.W_U.T}
+    last_state = f"blocks.{model.cfg.n_layers - 1}.hook_hidden"
     return Checkpoint(
         step,
         losses(train),
         losses(test) if len(test) else None,
         own,
         {k: own.spectrum.share(k) for k in ks},
-        {name: gini(spectrum.shares) for name, spectrum in spectra.items()},
+        {name: gini(weight_spectrum(weight, p).shares) for name, weight in of_numbers.items()},
         {name: float(matrix.norm()) for name, matrix in matrices(model).items()},
         logit_fit(logits, p, ks, "clock").explained,
         logit_fit(logits, p, ks, "pizza").explained,
@@ -211,7 +232,31 @@ def measure_checkpoint(
         symmetry.exchanged,
         distance_irrelevance(logits, p),
         circularity(adder.W_E),
+        {name: held_by_first(cumulative_energy(matrix), 2 * len(ks)) for name, matrix in matrices(model).items()},
+        {name: singular_pairs(weight, p, 2 * len(ks)).mean_purity for name, weight in of_numbers.items()},
+        cluster_neurons(adder.activation(last_state), p).share_above,
+        _closed_form_errors(model, task, ks),
+        _accuracy_without(adder, ks, last_state),
     )
+
+
+def _closed_form_errors(model: HookedRNN, task: ModularTask, frequencies: list[int]) -> dict[str, float]:
+    if model.cfg.cell != "rnn":  # of gates no closed form is known
+        return {}
+    stages = read_circuit(model, task, frequencies).stages
+    return {f"{stage.point}[{stage.position}]": stage.relative_error for stage in stages}
+
+
+def _accuracy_without(adder: Adder, frequencies: list[int], last_state: str) -> dict[str, float]:
+    def accuracy(logits: Tensor) -> float:
+        return float((logits.argmax(1) == adder.labels).double().mean())
+
+    def without(weight: str) -> float:
+        with removed_from_weight(adder, weight, frequencies):
+            return accuracy(adder.logits())
+
+    hook = frequency_hook(adder.p, frequencies)
+    return {"W_E": without("W_E"), "hidden": accuracy(adder.logits([(last_state, hook)])), "W_U": without("W_U")}
 
 
 def gini(values: Float[Tensor, " n"]) -> float:

@@ -20,12 +20,14 @@ from analyses.claims import judge
 from analyses.cli import app
 from analyses.errors import ReportError
 from analyses.measure import load_subject, measure
+from analyses.neurons import cluster_neurons
 from analyses.plots import progress_figure
 from analyses.progress import Progress, gini, progress
 from analyses.progress_report import make_progress
 from analyses.report import to_png
 from analyses.restricted import progress_measures
 from analyses.spectra import KeyFrequencies, key_frequencies, weight_spectrum
+from analyses.subsets import removal_lattice
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, ModularTask, TrainConfig, train
 from hooked_rnn.checkpoints import CHECKPOINTS, checkpoint_paths, save_checkpoint
 from hooked_rnn.errors import HookedRNNWarning, RunDirectoryError
@@ -93,6 +95,12 @@ def test_the_last_checkpoint_is_what_the_report_measures(run: Path, measured: Pr
     circuit = read_circuit(subject.model, subject.task, report.key.by_share)
     assert (last.clock, last.pizza) == pytest.approx((circuit.clock.explained, circuit.pizza.explained))
     assert last.norms["W_hh"] == pytest.approx(float(subject.model.W_hh[0].detach().norm()))
+    assert last.errors == pytest.approx(
+        {f"{stage.point}[{stage.position}]": stage.relative_error for stage in circuit.stages}
+    )
+    assert last.energy == pytest.approx(report.energy)
+    neurons = cluster_neurons(Adder(subject.model, subject.task).activation("blocks.0.hook_hidden"), 13)
+    assert last.neurons_above == neurons.share_above
     assert last.norms["W_U"] != pytest.approx(measured.checkpoints[0].norms["W_U"])
 
 
@@ -117,8 +125,18 @@ def test_the_adder_appears_between_its_first_checkpoint_and_its_last(tmp_path: P
         lambda c: c.clock,
         lambda c: c.gini["W_U"],
         lambda c: c.exchanged,
+        lambda c: c.purity["W_E W_ih"],
+        lambda c: c.energy["W_hh"],
+        lambda c: c.neurons_above,
+        lambda c: -max(c.errors.values()),
     ):
         assert measure_of(first) < measure_of(middle) < measure_of(last)
+    assert last.neurons_above == 1.0
+    assert last.purity["W_U"] == pytest.approx(1.0, abs=1e-3)
+    assert max(last.removed["W_E"], last.removed["W_U"]) < 0.05
+    for site, name in (("W_E", "W_E"), ("hidden", "blocks.0.hook_hidden"), ("W_U", "W_U")):
+        lattice = removal_lattice(Adder(models[50], ModularAddition(P)), FREQUENCIES, name, control=False)
+        assert middle.removed[site] == pytest.approx(float(lattice.accuracy[-1]))
     assert last.test.restricted < 0.9 * math.log(P)
     assert last.test.excluded > last.test.plain
 
@@ -134,6 +152,11 @@ def test_a_run_of_random_checkpoints_shows_nothing(tmp_path: Path) -> None:
         assert abs(point.train.excluded - point.train.plain) < 0.05
         assert max(point.gini.values()) < 0.25
         assert abs(point.symmetricity) < 0.2
+        assert point.neurons_above == 0.0
+        assert (
+            min(point.errors.values()) > 0.7
+        )  # by chance the state after one number has six of its fifteen frequencies
+        assert max(point.removed.values()) < 0.1
     default = progress(tmp_path / "run")
     assert default.key.frequencies == []
     assert default.checkpoints[0].clock == 0.0
