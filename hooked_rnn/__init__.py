@@ -5,6 +5,7 @@ from hooked_rnn.baselines.mlp import HookedMLP, HookedMLPConfig
 from hooked_rnn.baselines.transformer_config import TransformerConfig
 from hooked_rnn.config import HookedRNNConfig
 from hooked_rnn.hook_points import ObservingHook
+from hooked_rnn.loaders.load import LoadedModel, load_checkpoint
 from hooked_rnn.model import HookedRNN
 from hooked_rnn.recurrent import RecurrentBlock
 from hooked_rnn.tasks import ModularAddition, ModularTask
@@ -16,6 +17,7 @@ __all__ = [
     "HookedMLPConfig",
     "HookedRNN",
     "HookedRNNConfig",
+    "LoadedModel",
     "ModularAddition",
     "ModularTask",
     "ObservingHook",
@@ -24,6 +26,7 @@ __all__ = [
     "TrainConfig",
     "TransformerConfig",
     "build_model",
+    "load_checkpoint",
     "load_model",
     "model_config",
     "save_model",

@@ -75,6 +75,10 @@ class WeightsError(HookedRNNError, ValueError):
     """A weights file that is cut short, altered, or of another architecture."""
 
 
+class UnknownFormatError(HookedRNNError, ValueError):
+    """A file, or an object, that no loader knows how to make a model of."""
+
+
 class CheckpointError(HookedRNNError, ValueError):
     """A checkpoint that a run cannot go on from."""
 

@@ -21,6 +21,7 @@ from hooked_rnn.losses import checked_labels, cross_entropy
 from hooked_rnn.model_config import ModelConfig
 from hooked_rnn.tokens import TokensLike, to_tokens
 
+ACTIVATIONS = {**ACTIVATION_FUNCTIONS, "gelu": functional.gelu}
 COMBINATIONS = ("sum", "concat")
 RETURN_TYPES = ("logits", "loss", "both", None)
 
@@ -70,7 +71,7 @@ class HookedMLPConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         self._check_choice("combine", COMBINATIONS)
-        self._check_choice("act_fn", tuple(ACTIVATION_FUNCTIONS))
+        self._check_choice("act_fn", tuple(ACTIVATIONS))
         for name in ("d_vocab", "d_vocab_out", "d_model", "d_mlp", "n_ctx"):
             self._check_size(name)
         for name in ("shared_embedding", "bias"):
@@ -119,7 +120,7 @@ class MLP(nn.Module):
         self.W_in = nn.Parameter(torch.empty(cfg.d_in, cfg.d_mlp))
         self.b_in = nn.Parameter(torch.empty(cfg.d_mlp)) if cfg.bias else None
         self.init_scale = cfg.init_scale
-        self.act_fn = ACTIVATION_FUNCTIONS[cfg.act_fn]
+        self.act_fn = ACTIVATIONS[cfg.act_fn]
         self.hook_in = IsolatedHookPoint()  # [batch, d_in]
         self.hook_pre = IsolatedHookPoint()  # [batch, d_mlp]
         self.hook_post = IsolatedHookPoint()  # [batch, d_mlp]

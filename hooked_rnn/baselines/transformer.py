@@ -34,22 +34,30 @@ _PLAIN = {
 """What every transformer that a TransformerConfig describes has in TransformerLens's configuration."""
 
 
-def build_transformer(cfg: TransformerConfig) -> TransformerBridge:
+def build_transformer(cfg: TransformerConfig, normalization_type: str | None = None) -> TransformerBridge:
     """A ``TransformerBridge`` with weights drawn from ``cfg.seed`` alone; no global random state is read or changed.
 
     On the CPU and in train mode, as any new module. Where ``cfg.bias`` is False its biases are zeros that are not trained,
     since TransformerLens has no transformer without.
+
+    Args:
+        cfg: the configuration.
+        normalization_type: a layer norm, by TransformerLens's name, for a transformer whose weights are about to be set; one that
+            has any cannot be described by a TransformerConfig, and so neither trained nor saved here.
     """
     sizes = {
         name: getattr(cfg, name)
         for name in ("d_vocab", "d_vocab_out", "d_model", "n_heads", "d_head", "d_mlp", "n_layers", "n_ctx", "act_fn")
     }
     # With a seed, TransformerLens forks the global generator for its own initial weights; ours replace them.
-    bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**sizes, **_PLAIN, seed=0))
+    bridge = TransformerBridge.boot_native(
+        TransformerBridgeConfig(**sizes, **_PLAIN | {"normalization_type": normalization_type}, seed=0)
+    )
     _let_unembedding_bias_be_trained(bridge)
     for bias in _biases(bridge).values():
         bias.requires_grad_(cfg.bias)
-    set_weights(bridge, initial_weights(cfg))
+    if normalization_type is None:
+        set_weights(bridge, initial_weights(cfg))
     bridge.built_from = cfg
     return bridge
 

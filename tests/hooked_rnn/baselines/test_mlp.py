@@ -144,7 +144,7 @@ def test_a_name_that_no_hook_point_has_is_refused() -> None:
         ({"n_ctx": None}, "n_ctx=None: expected a whole number"),
         ({"shared_embedding": "no"}, "shared_embedding='no': expected True or False"),
         ({"unembed_bias": 2}, "unembed_bias=2"),
-        ({"act_fn": "gelu"}, "act_fn='gelu': expected 'relu' or 'tanh'"),
+        ({"act_fn": "sin"}, "act_fn='sin': expected 'relu', 'tanh' or 'gelu'"),
         ({"d_hidden": 2}, "unknown key 'd_hidden'"),
         ({"architecture": "rnn"}, "architecture 'rnn', expected 'mlp'"),
     ],
