@@ -93,6 +93,7 @@ def train(
     betas: Annotated[
         tuple[float, float] | None, typer.Option(help="AdamW's two betas.", rich_help_panel=OPTIMIZER)
     ] = None,
+    eps: Annotated[float | None, typer.Option(help="AdamW's eps.", rich_help_panel=OPTIMIZER)] = None,
     warmup_steps: Annotated[
         int | None, typer.Option(help="Steps of linear warm-up at the start of each phase.", rich_help_panel=OPTIMIZER)
     ] = None,
@@ -142,6 +143,7 @@ def train(
             "lr": lr,
             "weight_decay": weight_decay,
             "betas": betas,
+            "eps": eps,
             "warmup_steps": warmup_steps,
             "batch_size": batch_size,
             "eval_every": eval_every,

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooked_rnn.cells import RNNBlock
+from hooked_rnn.components import Embed, Unembed
 from hooked_rnn.model import HookedRNN
 from hooked_rnn.prefixes import PrefixTrie
 
@@ -83,8 +84,21 @@ def _positions(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
 
 
 def is_written_out(model: HookedRNN) -> bool:
-    """Whether :func:`backward` knows the model's cell; for others there is autograd through the shared prefixes."""
-    return all(type(block) is RNNBlock for block in model.blocks)  # a class of it may have another step
+    """Whether :func:`backward` knows the model's parts; for others there is autograd through the shared prefixes.
+
+    It knows the vanilla cell and parameters that are what they seem: none that is computed from others
+    (torch's parametrizations), or that has a hook for its gradient.
+    """
+    modules = {Embed: model.embed, Unembed: model.unembed}
+    return (
+        all(type(block) is RNNBlock for block in model.blocks)  # a class of it may have another step
+        and all(type(module) is kind for kind, module in modules.items())
+        and not any(_has_gradient_hooks(parameter) for parameter in model.parameters())
+    )
+
+
+def _has_gradient_hooks(parameter: nn.Parameter) -> bool:
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ from typing import cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from hooked_rnn.hook_points import IsolatedHookPoint
 from hooked_rnn.model import HookedRNN
 from hooked_rnn.points import Points
 from hooked_rnn.recurrent import RecurrentBlock
@@ -40,6 +41,13 @@ class PrefixTrie:
             tokens.append(nodes % base)
         return cls(tokens, parents, node)
 
+    def nodes(self) -> list[Int[Tensor, " n"]]:
+        """For each position, every sequence's node there."""
+        nodes = [self.leaves]
+        for parents in reversed(self.parents[1:]):
+            nodes.append(parents.index_select(0, nodes[-1]))
+        return nodes[::-1]
+
     def restricted(self, chosen: Int[Tensor, " chosen"]) -> "PrefixTrie":
         """The trie of some of the sequences alone, in the order in which they were chosen."""
         tokens, parents = [], []
@@ -57,25 +65,71 @@ def last_logits(
     """The logits at the last position of every sequence: those of ``model(sequences, logits_to_keep=1)``.
 
     The same sums, and the same gradients, up to rounding; each of them once for every distinct prefix. No
-    hook fires, so a model with hooks needs the ordinary forward pass: see :func:`has_hooks`.
+    hook fires, so a model with hooks needs another way: see :func:`has_hooks`.
 
     Args:
         model: the network.
         trie: the sequences' prefixes, on the model's device.
         W_E: another embedding to use in place of the model's own.
     """
+    return model.unembed(_top_states(model, trie, W_E)[-1]).index_select(0, trie.leaves)
+
+
+def hooked_last_logits(model: HookedRNN, trie: PrefixTrie) -> Float[Tensor, "n d_vocab_out"]:
+    """As :func:`last_logits`, with the hooks of what comes after the last loop: the top layer's ``hook_out``, ``hook_logits``.
+
+    They are given what the ordinary forward pass gives them, [n, pos, d_hidden] and [n, 1, d_vocab_out].
+    """
+    states = zip(_top_states(model, trie), trie.nodes(), strict=True)
+    out = torch.stack([hidden.index_select(0, nodes) for hidden, nodes in states], dim=1)
+    return model.hook_logits(model.unembed(_top(model).hook_out(out)[:, -1:]))[:, 0]
+
+
+def needs_plain_forward(model: HookedRNN) -> bool:
+    """Whether the model has a hook, or a forward pass of its own, that the shared prefixes would pass by.
+
+    A hook before or inside a loop may tell sequences apart that share a prefix, so it has to be given all of
+    them, and their states can no longer be shared. Those after the last loop cannot: see :func:`hooked_last_logits`.
+    """
+    after = {id(point) for point in _points_after_the_loop(model)}
+    return (
+        type(model).forward is not HookedRNN.forward
+        or any(type(block).forward is not RecurrentBlock.forward for block in model.blocks)
+        or any(_has_hooks(module) for module in model.modules() if id(module) not in after)
+    )
+
+
+def has_hooks(model: HookedRNN) -> bool:
+    """Whether there is anything that :func:`last_logits` would pass by."""
+    return needs_plain_forward(model) or any(point.is_hooked for point in _points_after_the_loop(model))
+
+
+def _points_after_the_loop(model: HookedRNN) -> tuple[IsolatedHookPoint, IsolatedHookPoint]:
+    return _top(model).hook_out, model.hook_logits
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether torch keeps a hook for a module, be it one of our hook points or not."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _top(model: HookedRNN) -> RecurrentBlock:
+    return cast(RecurrentBlock, model.blocks[-1])
+
+
+def _top_states(
+    model: HookedRNN, trie: PrefixTrie, W_E: Float[Tensor, "d_vocab d_model"] | None = None
+) -> list[Float[Tensor, "_nodes d_hidden"]]:
+    """The top layer's hidden state of every node, position by position."""
     first, *above = cast(list[RecurrentBlock], list(model.blocks))
     # Layer 0 sees a token through W_E W_ih: a table with a row for each token.
     table = first.project(model.W_E if W_E is None else W_E)
     hidden = _layer(first, [table.index_select(0, tokens) for tokens in trie.tokens], trie)
     for block in above:
         hidden = _layer(block, [block.project(h) for h in hidden], trie)
-    return model.unembed(hidden[-1]).index_select(0, trie.leaves)
-
-
-def has_hooks(model: HookedRNN) -> bool:
-    """Whether any hook point of the model has a hook."""
-    return any(point.is_hooked for point in model.hook_points())
+    return hidden
 
 
 def _layer(

@@ -1,17 +1,10 @@
 """What each hyperparameter does to the two recipes, one changed at a time.
 
-    python -m studies.recipes --recipe fast --seeds 0 1      (and --recipe adamw; goes on where it was cut off)
-    python -m studies.recipes --write-page                     (docs/recipes.md from the tables)
-
-A row is one run: p = 113, d_model 128, one thread, and the base but for one setting.
+python -m studies.recipes --recipe fast --seeds 0 1      (and --recipe adamw; goes on where it was cut off)
+python -m studies.recipes --write-page                     (docs/recipes.md from the tables)
 """
 
 import argparse
-import csv
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -20,14 +13,11 @@ from analyses.ablation import last_hidden
 from analyses.attribution import hidden_fit
 from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.measure import key_frequencies_of, matrices
-from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, Run, TrainConfig, train
+from hooked_rnn import Run
 from hooked_rnn.training.config import RECIPES
-from hooked_rnn.training.run_directory import versions
+from studies.study import EVAL_EVERY, FOLDER, P, Study
 
-FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "docs" / "recipes.md"
-P = 113
-EVAL_EVERY = 25
 
 BASE: dict[str, dict[str, Any]] = {
     "fast": {"steps": 3000, "orthogonal_steps": 1500, "train_fraction": 0.4, "lr": 3e-3, "weight_decay": 1.0},
@@ -65,8 +55,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """By recipe and setting, what is not the recipe's."""
-MODEL = ("init_scale", "d_hidden")
-TASK = ("equals_token",)
 
 FIGURES = {
     "steps_to_99": "steps to 99%",
@@ -80,17 +68,6 @@ FIGURES = {
     "largest_fit_error": "largest fit error",
 }
 """Of a row, and their heads on the page."""
-
-
-def run_of(recipe: str, setting: str, seed: int) -> Run:
-    """The run of one row."""
-    changed = SETTINGS[recipe][setting]
-    task = ModularAddition(P, **{key: changed[key] for key in TASK if key in changed})
-    sizes = {"d_model": 128, "d_hidden": 256, **{key: changed[key] for key in MODEL if key in changed}}
-    cfg = HookedRNNConfig(d_vocab=task.d_vocab, d_vocab_out=P, n_ctx=task.n_ctx, seed=seed, **sizes)
-    fields = {key: value for key, value in changed.items() if key not in MODEL + TASK}
-    config = TrainConfig.recipe(recipe, seed=seed, eval_every=EVAL_EVERY, **{**BASE[recipe], **fields})
-    return train(HookedRNN(cfg), task, config, progress=False)
 
 
 @torch.no_grad()
@@ -117,48 +94,26 @@ def figures_of(run: Run) -> dict[str, Any]:
     }
 
 
-def table_of(recipe: str) -> Path:
-    return FOLDER / f"recipes-{recipe}.csv"
-
-
-def read_rows(recipe: str) -> list[dict[str, str]]:
-    """The rows that there are."""
-    path = table_of(recipe)
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def run_study(recipe: str, seeds: list[int]) -> None:
-    """Add the rows that are missing, seed by seed."""
-    torch.set_num_threads(1)
-    done = {(row["setting"], int(row["seed"])) for row in read_rows(recipe)}
-    record = {"command": f"python -m studies.recipes --recipe {recipe} --seeds {' '.join(map(str, seeds))}"}
-    base = TrainConfig.recipe(recipe, **BASE[recipe]).to_dict()
-    sidecar = json.dumps({**record, "versions": versions(), "threads": 1, "recipe": base}, indent=2) + "\n"
-    table_of(recipe).with_suffix(".json").write_text(sidecar, encoding="utf-8")
-    for seed in seeds:
-        for setting in SETTINGS[recipe]:
-            if (setting, seed) not in done:
-                row = {"setting": setting, "seed": seed, **figures_of(run_of(recipe, setting, seed))}
-                append(recipe, row)
-                print(row, flush=True)
-
-
-def append(recipe: str, row: Mapping[str, Any]) -> None:
-    path = table_of(recipe)
-    begins = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
-        if begins:
-            writer.writeheader()
-        writer.writerow(row)
+STUDIES = {
+    recipe: Study(
+        f"recipes-{recipe}",
+        f"python -m studies.recipes --recipe {recipe}",
+        recipe,
+        BASE[recipe],
+        SETTINGS[recipe],
+        figures_of,
+        FIGURES,
+    )
+    for recipe in RECIPES
+}
+"""By recipe."""
 
 
 def page() -> str:
     """docs/recipes.md: for each setting the median over the seeds, and least and largest."""
-    return "\n".join([*_head(), *(line for recipe in RECIPES for line in _section(recipe))])
+    return "\n".join(
+        [*_head(), *(line for recipe in RECIPES for line in ("", f"## {recipe}", "", *STUDIES[recipe].section()))]
+    )
 
 
 def _head() -> list[str]:
@@ -180,31 +135,6 @@ def _head() -> list[str]:
     ]
 
 
-def _section(recipe: str) -> Iterator[str]:
-    record = json.loads(table_of(recipe).with_suffix(".json").read_text(encoding="utf-8"))
-    rows, base = read_rows(recipe), record["recipe"]
-    shown = ", ".join(f"{key} {base[key]}" for key in base if key not in ("name", "seed", "stop_at", "batch_size"))
-    made_with = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    yield from ("", f"## {recipe}", "", f"`{record['command']}`, with {made_with}. The base: {shown}.", "")
-    yield f"| setting | seeds | {' | '.join(FIGURES.values())} |"
-    yield "| --- |" + " --- |" * (1 + len(FIGURES))
-    for setting in SETTINGS[recipe]:
-        chosen = [row for row in rows if row["setting"] == setting]
-        if chosen:
-            cells = " | ".join(_cell(figure, [row[figure] for row in chosen]) for figure in FIGURES)
-            yield f"| {setting} | {len(chosen)} | {cells} |"
-
-
-def _cell(figure: str, texts: list[str]) -> str:
-    values = [float(text) for text in texts if text]
-    if not values:
-        return "none"
-    digits = "{:g}" if figure in ("steps_to_99", "n_key") else "{:.3f}"
-    middle, least, largest = (digits.format(value) for value in (median(values), min(values), max(values)))
-    some = f", {len(values)} of {len(texts)}" if len(values) < len(texts) else ""
-    return f"{middle} ({least} to {largest}{some})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", choices=list(RECIPES))
@@ -212,7 +142,7 @@ def main() -> None:
     parser.add_argument("--write-page", action="store_true")
     arguments = parser.parse_args()
     if arguments.recipe:
-        run_study(arguments.recipe, arguments.seeds)
+        STUDIES[arguments.recipe].fill(arguments.seeds)
     if arguments.write_page:
         PAGE.write_text(page() + "\n", encoding="utf-8")
 

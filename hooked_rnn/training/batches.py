@@ -10,14 +10,15 @@ from torch import Tensor
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.model import HookedRNN
 from hooked_rnn.prefix_gradients import LabelledTrie, backward, is_written_out
-from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
+from hooked_rnn.prefixes import PrefixTrie, has_hooks, hooked_last_logits, last_logits, needs_plain_forward
 
 
 @dataclass(frozen=True)
 class Sequences:
     """Some sequences with their answers and the trie of their prefixes, on one device.
 
-    Both ways to use them go by the prefixes, unless a hook on the model wants to see the steps.
+    Both ways to use them go by the prefixes, unless a hook on the model wants to see the steps of every
+    sequence. Every hook fires, whichever way is gone.
     """
 
     tokens: Int[Tensor, "n pos"]
@@ -48,7 +49,10 @@ class Sequences:
 
     def last_logits(self, model: HookedRNN) -> Float[Tensor, "n d_vocab_out"]:
         """The logits at the last position."""
-        return model(self.tokens, logits_to_keep=1)[:, 0] if has_hooks(model) else last_logits(model, self.trie)
+        if needs_plain_forward(model):
+            return model(self.tokens, logits_to_keep=1)[:, 0]
+        by_prefixes = hooked_last_logits if has_hooks(model) else last_logits
+        return by_prefixes(model, self.trie)
 
 
 class Minibatches:

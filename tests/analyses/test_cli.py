@@ -122,6 +122,32 @@ def test_resume_goes_on_and_then_has_nothing_to_do(tmp_path: Path) -> None:
     assert "another configuration: train lr is 0.003 there and 0.5 here" in refused.stderr
 
 
+def test_every_hyperparameter_can_be_given(tmp_path: Path) -> None:
+    given = {
+        "steps": 3,
+        "orthogonal_steps": 2,
+        "orthogonal_lr": 0.02,
+        "orthogonal_weight_decay": 0.03,
+        "lr": 0.004,
+        "weight_decay": 0.5,
+        "betas": [0.8, 0.9],
+        "eps": 1e-6,
+        "warmup_steps": 2,
+        "batch_size": 5,
+        "train_fraction": 0.3,
+        "seed": 4,
+        "eval_every": 2,
+        "checkpoint_every": 2,
+        "stop_at": ["loss=0.001"],
+    }
+    options = []
+    for name, value in given.items():
+        values = value if isinstance(value, list) else [value]
+        options += [f"--{'fraction' if name == 'train_fraction' else name.replace('_', '-')}", *map(str, values)]
+    record = json.loads((tiny_run(tmp_path, "--recipe", "adamw", *options) / "train.json").read_text())
+    assert record["train"] == {"name": "adamw", **given}  # a field that no option sets would be one too many
+
+
 def test_a_stop_rule_ends_the_run(tmp_path: Path) -> None:
     out = tiny_run(tmp_path, "--stop-at", "train_accuracy=0", "--eval-every", "6")
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]

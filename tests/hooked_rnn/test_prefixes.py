@@ -1,15 +1,20 @@
 """Shared prefixes change what is computed twice, not what is computed."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import parametrizations, prune
 
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, prefix_gradients
 from hooked_rnn.prefix_gradients import LabelledTrie, backward
-from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
+from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits, needs_plain_forward
+from hooked_rnn.training.batches import Sequences
 
 
 def model_of(
@@ -176,8 +181,146 @@ def test_another_embedding_in_place_of_the_models_own() -> None:
     assert not torch.allclose(before, swapped)
 
 
-def test_a_hook_is_seen() -> None:
+# Whoever looks, or edits, is given what the plain forward gives: by the prefixes where that can be, else without them
+
+MASK = torch.zeros(6, dtype=torch.float64).index_fill(0, torch.tensor([1, 4]), 1.0)
+
+
+def edit(x: torch.Tensor, hook: object) -> torch.Tensor:
+    """Not linear, and another one for every sequence."""
+    return x * torch.linspace(0.5, 1.5, x[..., 0].numel(), dtype=x.dtype).view(x.shape[:-1])[..., None] + x**2
+
+
+def scale_gradient(grad: torch.Tensor, hook: object) -> torch.Tensor:
+    return grad * torch.linspace(0.5, 1.5, grad.shape[0], dtype=grad.dtype).view(-1, *[1] * (grad.ndim - 1))
+
+
+def trained_on(model: HookedRNN, plain: bool, task: ModularAddition) -> tuple[list[torch.Tensor], int]:
+    """Loss, gradients and evaluated logits, by the sequences of training or by the plain forward; and how often that ran."""
+    chosen = torch.randint(len(task.tokens), (17,), generator=torch.Generator().manual_seed(0))
+    sequences = Sequences.of(task.tokens, task.labels, torch.device("cpu")).chosen(chosen)
+    model.zero_grad()
+    if plain:
+        loss = model(sequences.tokens, return_type="loss", labels=sequences.labels, logits_to_keep=1)
+        loss.backward()
+        logits, forwards = model(sequences.tokens, logits_to_keep=1)[:, 0], 0
+    else:
+        with mock.patch.object(type(model), "__call__", autospec=True, side_effect=type(model).__call__) as called:
+            loss, logits = sequences.backward(model), sequences.last_logits(model)
+        forwards = called.call_count
+    return [loss.detach(), logits.detach(), *(p.grad.clone() for p in model.parameters())], forwards
+
+
+def checked_against_plain(model: HookedRNN, task: ModularAddition) -> tuple[list[torch.Tensor], int]:
+    """What :func:`trained_on` gives by the sequences of training, after it was found to be what the plain forward gives."""
+    (mine, forwards), (theirs, _) = trained_on(model, False, task), trained_on(model, True, task)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    return mine, forwards
+
+
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_a_hook_at_any_point_has_its_effect_in_training_and_evaluation(cell: str, direction: str) -> None:
+    task = ModularAddition(5)
+    bare = HookedRNN(dataclasses.replace(model_of(task).cfg, cell=cell, n_layers=2))
+    without, forwards = trained_on(bare, False, task)
+    assert forwards == 0
+    for name in bare.hook_dict:
+        model = HookedRNN(bare.cfg)
+        model.load_state_dict(bare.state_dict())
+        model.add_hook(name, edit if direction == "fwd" else scale_gradient, dir=direction)
+        mine, forwards = checked_against_plain(model, task)
+        assert forwards == (0 if name in ("blocks.1.hook_out", "hook_logits") else 2), name
+        same = [torch.allclose(a, b) for a, b in zip(mine, without, strict=True)]
+        assert not all(same), name  # the control: the hook does something
+
+
+@pytest.mark.parametrize("name", ["blocks.0.hook_out", "hook_logits"])
+def test_what_a_hook_after_the_loop_is_given_has_every_sequence(name: str) -> None:
+    task, seen = ModularAddition(5, 3), []
+    model = model_of(task)
+    model.add_hook(name, lambda x, hook: seen.append(x.clone()))
+    tokens = task.tokens[torch.randint(125, (17,), generator=torch.Generator().manual_seed(1))]
+    Sequences.of(tokens, tokens.sum(1) % 5, torch.device("cpu")).last_logits(model)
+    model(tokens, logits_to_keep=1)
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-10, atol=1e-12)
+
+
+def test_no_hook_but_those_after_the_loop_needs_the_plain_forward() -> None:
     model = model_of(ModularAddition(5))
+    needing = set()
     assert not has_hooks(model)
-    model.add_hook("hook_embed", lambda x, hook: None)
-    assert has_hooks(model)
+    for name in model.hook_dict:
+        model.add_hook(name, lambda x, hook: None)
+        assert has_hooks(model)
+        needing |= {name} if needs_plain_forward(model) else set()
+        model.reset_hooks()
+    assert needing == model.hook_dict.keys() - {"blocks.0.hook_out", "hook_logits"}
+    assert not needs_plain_forward(model)
+
+
+def pruned(model: HookedRNN) -> None:
+    prune.custom_from_mask(model.unembed, "W_U", MASK[:, None].expand(6, 5))
+
+
+def orthogonal(model: HookedRNN) -> None:
+    parametrizations.orthogonal(model.blocks[0], "W_hh")
+
+
+def normed(model: HookedRNN) -> None:
+    parametrizations.weight_norm(model.unembed, "W_U")
+
+
+def masked_gradient(model: HookedRNN) -> None:
+    model.W_U.register_hook(lambda grad: grad * MASK[:, None])
+
+
+def masked_after_accumulation(model: HookedRNN) -> None:
+    def mask(parameter: torch.Tensor) -> None:
+        parameter.grad *= MASK[:, None]
+
+    model.W_U.register_post_accumulate_grad_hook(mask)
+
+
+def hooked_by_torch(model: HookedRNN) -> None:
+    model.unembed.register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+def hooked_before_by_torch(model: HookedRNN) -> None:
+    model.blocks[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2, *inputs[1:]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pruned,
+        orthogonal,
+        normed,
+        masked_gradient,
+        masked_after_accumulation,
+        hooked_by_torch,
+        hooked_before_by_torch,
+    ],
+)
+def test_what_torch_does_to_modules_and_parameters_counts(change: Callable[[HookedRNN], None]) -> None:
+    task = ModularAddition(5)
+    without, _ = trained_on(model_of(task), False, task)
+    model = model_of(task)
+    change(model)
+    mine, _ = checked_against_plain(model, task)
+    assert len(mine) != len(without) or any(
+        a.shape != b.shape or not torch.allclose(a, b) for a, b in zip(mine, without, strict=True)
+    )  # the control: the change is one
+
+
+class Shifted(HookedRNN):
+    """A network with a forward pass of its own."""
+
+    def forward(self, tokens: Any, **kwargs: Any) -> Any:
+        return super().forward((tokens + 1) % 5, **kwargs)
+
+
+def test_a_forward_pass_of_its_own_counts() -> None:
+    task = ModularAddition(5)
+    assert checked_against_plain(Shifted(model_of(task).cfg), task)[1] == 2

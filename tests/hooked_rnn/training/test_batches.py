@@ -1,5 +1,7 @@
 """Minibatches: every sequence once in an epoch, in an order that the seed decides and a checkpoint keeps."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, TrainConfig, train
 from hooked_rnn.errors import ConfigError
+from hooked_rnn.prefix_gradients import LabelledTrie
+from hooked_rnn.prefixes import PrefixTrie
 from hooked_rnn.training.batches import Minibatches, Sequences
 from hooked_rnn.training.loop import learning_rate
 
@@ -41,6 +45,19 @@ def test_restored_after_any_step_the_batches_go_on_as_they_would_have(size: int,
         cut.at(step)
     resumed.restore(cut.state_after(stop), stop)
     assert [rows(resumed.at(step)) for step in range(stop + 1, 41)] == expected[stop:]
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_the_index_of_prefixes_is_built_once_for_a_split(batch_size: int | None) -> None:
+    model = HookedRNN(HookedRNNConfig(d_vocab=7, d_vocab_out=7, d_model=4, d_hidden=5))
+    config = TrainConfig.recipe("fast", steps=9, orthogonal_steps=4, eval_every=2, batch_size=batch_size)
+    with (
+        mock.patch.object(PrefixTrie, "of", side_effect=PrefixTrie.of) as trie,
+        mock.patch.object(LabelledTrie, "of", side_effect=LabelledTrie.of) as labelled,
+    ):
+        train(model, TASK, config, progress=False)
+    assert trie.call_count == 1  # of all sequences; the split's, and a minibatch's, is a selection of its nodes
+    assert labelled.call_count == (1 if batch_size is None else 9)
 
 
 def test_a_batch_is_its_own_sequences_with_their_labels() -> None:
