@@ -100,15 +100,37 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(help="Sequences in a step (default: all of them).", rich_help_panel=OPTIMIZER)
     ] = None,
-    d_model: Annotated[int, typer.Option(help="Width of the embedding.", rich_help_panel=NETWORK)] = 128,
-    d_hidden: Annotated[int, typer.Option(help="Width of the recurrent state.", rich_help_panel=NETWORK)] = 256,
-    layers: Annotated[int, typer.Option(help="Recurrent layers.", rich_help_panel=NETWORK)] = 1,
-    cell: Annotated[str, typer.Option(help="rnn, gru or lstm.", rich_help_panel=NETWORK)] = "rnn",
-    act_fn: Annotated[str, typer.Option(help="Of the rnn cell: relu or tanh.", rich_help_panel=NETWORK)] = "relu",
-    bias: Annotated[bool, typer.Option(help="Give every layer biases.", rich_help_panel=NETWORK)] = False,
+    model: Annotated[str, typer.Option(help="rnn, transformer or mlp.", rich_help_panel=NETWORK)] = "rnn",
+    d_model: Annotated[
+        int | None, typer.Option(help="Width of the embedding (default: 128).", rich_help_panel=NETWORK)
+    ] = None,
+    d_hidden: Annotated[
+        int | None, typer.Option(help="rnn: width of the recurrent state (default: 256).", rich_help_panel=NETWORK)
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="rnn, transformer: how many (default: 1).", rich_help_panel=NETWORK)
+    ] = None,
+    cell: Annotated[
+        str | None, typer.Option(help="rnn: rnn, gru or lstm (default: rnn).", rich_help_panel=NETWORK)
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(help="transformer: attention heads (default: 4).", rich_help_panel=NETWORK)
+    ] = None,
+    d_mlp: Annotated[
+        int | None, typer.Option(help="transformer, mlp: neurons (default: 512).", rich_help_panel=NETWORK)
+    ] = None,
+    combine: Annotated[
+        str | None,
+        typer.Option(help="mlp: concat or sum of the embeddings (default: concat).", rich_help_panel=NETWORK),
+    ] = None,
+    act_fn: Annotated[
+        str | None, typer.Option(help="relu or another that the model has (default: relu).", rich_help_panel=NETWORK)
+    ] = None,
+    bias: Annotated[bool | None, typer.Option(help="Give every layer biases.", rich_help_panel=NETWORK)] = None,
     init_scale: Annotated[
-        float, typer.Option(help="Initial standard deviation, in 1/sqrt(fan in).", rich_help_panel=NETWORK)
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Initial standard deviation, in the model's own (default: 1).", rich_help_panel=NETWORK),
+    ] = None,
     eval_every: Annotated[int | None, typer.Option(help="Evaluate after every so many steps.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Save after every so many steps.")] = None,
     stop_at: Annotated[
@@ -120,17 +142,21 @@ def train(
         int, typer.Option(min=1, help="Torch threads; the same seed and threads give the same bits.")
     ] = 1,  # several would mostly wait for each other: a step is a few milliseconds, in many small pieces
     out: Annotated[
-        Path | None, typer.Option(help="Run directory (default: runs/mod-add-MODULUS-RECIPE-seed-SEED).")
+        Path | None,
+        typer.Option(
+            help="Run directory (default: runs/mod-add-MODULUS-RECIPE-seed-SEED; of other models, -MODEL after MODULUS)."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the run directory, if it holds one.")
     ] = False,
 ) -> None:
-    """Train a HookedRNN on modular addition. What is not given is the recipe's."""
+    """Train a recurrent network, a transformer or an MLP on modular addition. What is not given is the recipe's."""
     with clear_errors():
         import torch
 
-        from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, TrainConfig
+        from analyses.networks import network_config
+        from hooked_rnn import ModularAddition, TrainConfig, build_model
         from hooked_rnn import train as run_training
 
         torch.set_num_threads(threads)
@@ -152,21 +178,22 @@ def train(
         }
         config = TrainConfig.recipe(recipe, seed=seed, **{k: v for k, v in given.items() if v is not None})
         task = ModularAddition(modulus, operands, equals_token)
-        cfg = HookedRNNConfig(
-            d_vocab=task.d_vocab,
-            d_vocab_out=task.d_vocab_out,
-            d_model=d_model,
-            d_hidden=d_hidden,
-            n_layers=layers,
-            n_ctx=task.n_ctx,
-            cell=cell,
-            act_fn=act_fn,
-            bias=bias,
-            init_scale=init_scale,
-            seed=seed,
-        )
-        out = out or Path("runs") / f"mod-add-{modulus}-{recipe}-seed-{seed}"
-        run = run_training(HookedRNN(cfg), task, config, out, resume=resume, log=log)
+        network = {
+            "d_model": d_model,
+            "d_hidden": d_hidden,
+            "layers": layers,
+            "cell": cell,
+            "heads": heads,
+            "d_mlp": d_mlp,
+            "combine": combine,
+            "act_fn": act_fn,
+            "bias": bias,
+            "init_scale": init_scale,
+        }
+        cfg = network_config(model, task, seed, network)
+        kind = "" if model == "rnn" else f"-{model}"
+        out = out or Path("runs") / f"mod-add-{modulus}{kind}-{recipe}-seed-{seed}"
+        run = run_training(build_model(cfg), task, config, out, resume=resume, log=log)
         last = run.history[-1]
         test = "none" if last["test_accuracy"] is None else f"{last['test_accuracy']:.2%}"
         print(f"{out}: {last['step']} steps, accuracy {last['train_accuracy']:.2%} on train and {test} on test pairs")

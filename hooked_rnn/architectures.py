@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooked_rnn import pretrained
+from hooked_rnn.baselines import lookup
 from hooked_rnn.baselines.mlp import HookedMLP, HookedMLPConfig
 from hooked_rnn.baselines.transformer_config import TransformerConfig
 from hooked_rnn.config import HookedRNNConfig
@@ -51,7 +53,16 @@ class Architecture:
 
     def trained_parameters(self, model: Any) -> dict[str, nn.Parameter]:
         """The parameters that an optimizer is to change, by stable names."""
-        return dict(model.named_parameters())
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def runs_on(self, cfg: Any, n_positions: int) -> bool:
+        """Whether a model runs on sequences of this length; a recurrent network on any."""
+        return True
+
+    def last_logits(self, model: Any, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab_out"]:
+        """The logits where the answer is read, at the last position."""
+        logits: Tensor = model(tokens)
+        return logits[:, -1] if logits.ndim == 3 else logits
 
     def move(self, model: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
         """The model, on a device and in a dtype; None for as it is."""
@@ -66,6 +77,12 @@ class RecurrentNetwork(Architecture):
 class FeedForwardNetwork(Architecture):
     config = HookedMLPConfig
     model = HookedMLP
+
+    def runs_on(self, cfg: HookedMLPConfig, n_positions: int) -> bool:
+        return n_positions == cfg.n_ctx
+
+    def last_logits(self, model: HookedMLP, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab_out"]:
+        return super().last_logits(model, tokens) if lookup.has_hooks(model) else lookup.mlp_logits(model, tokens)
 
 
 class Transformer(Architecture):
@@ -91,6 +108,13 @@ class Transformer(Architecture):
 
     def trained_parameters(self, model: Any) -> dict[str, nn.Parameter]:
         return _transformer().trained_parameters(model)
+
+    def runs_on(self, cfg: TransformerConfig, n_positions: int) -> bool:
+        return n_positions <= cfg.n_ctx
+
+    def last_logits(self, model: Any, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab_out"]:
+        in_full = model.cfg.n_layers > 1 or lookup.has_hooks(model)
+        return super().last_logits(model, tokens) if in_full else lookup.transformer_logits(model, tokens)
 
     def move(self, model: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
         model.to(device, print_details=False)

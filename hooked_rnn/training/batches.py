@@ -5,19 +5,23 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
+from hooked_rnn.architectures import architecture_of
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.model import HookedRNN
 from hooked_rnn.prefix_gradients import LabelledTrie, backward, is_written_out
 from hooked_rnn.prefixes import PrefixTrie, has_hooks, hooked_last_logits, last_logits, needs_plain_forward
+
+PIECE = 2048
+"""Sequences that are evaluated at once, by models that have no prefixes to share: as memory is."""
 
 
 @dataclass(frozen=True)
 class Sequences:
     """Some sequences with their answers and the trie of their prefixes, on one device.
 
-    Both ways to use them go by the prefixes, unless a hook on the model wants to see the steps of every
+    Of a HookedRNN, both ways to use them go by the prefixes, unless a hook on the model wants to see the steps of every
     sequence. Every hook fires, whichever way is gone.
     """
 
@@ -39,16 +43,19 @@ class Sequences:
         """The index that :meth:`backward` goes by."""
         return LabelledTrie.of(self.trie, self.labels)
 
-    def backward(self, model: HookedRNN) -> Float[Tensor, ""]:
+    def backward(self, model: nn.Module) -> Float[Tensor, ""]:
         """The mean loss at the last position; its gradient is added to the parameters'."""
-        if is_written_out(model) and not has_hooks(model):
+        if isinstance(model, HookedRNN) and is_written_out(model) and not has_hooks(model):
             return backward(model, self.labelled_trie)
         loss = cross_entropy(self.last_logits(model)[:, None], self.labels)
         loss.backward()
         return loss.detach()
 
-    def last_logits(self, model: HookedRNN) -> Float[Tensor, "n d_vocab_out"]:
-        """The logits at the last position."""
+    def last_logits(self, model: nn.Module) -> Float[Tensor, "n d_vocab_out"]:
+        """The logits at the last position. Where no gradient is wanted, other models than a HookedRNN run piece by piece."""
+        if not isinstance(model, HookedRNN):
+            kind, size = architecture_of(model), len(self.tokens) if torch.is_grad_enabled() else PIECE
+            return torch.cat([kind.last_logits(model, piece) for piece in self.tokens.split(size)])
         if needs_plain_forward(model):
             return model(self.tokens, logits_to_keep=1)[:, 0]
         by_prefixes = hooked_last_logits if has_hooks(model) else last_logits

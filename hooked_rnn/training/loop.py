@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from tqdm.auto import tqdm
 
+from hooked_rnn.architectures import architecture_of, model_config
 from hooked_rnn.errors import ConfigError, TaskError, TrainingDivergedError
 from hooked_rnn.losses import cross_entropy
-from hooked_rnn.model import HookedRNN
 from hooked_rnn.tasks import ModularTask
 from hooked_rnn.training.batches import Minibatches, Sequences
 from hooked_rnn.training.config import TrainConfig
@@ -27,12 +27,14 @@ from hooked_rnn.training.run_directory import RunDirectory
 from hooked_rnn.training.state import TrainState, make_optimizer
 from hooked_rnn.training.stopping import StopRule
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[Model]):
     """A finished training run."""
 
-    model: HookedRNN
+    model: Model
     """The trained model, in eval mode."""
     task: ModularTask
     """What it was trained on."""
@@ -45,21 +47,21 @@ class Run:
 
 
 def train(
-    model: HookedRNN,
+    model: Model,
     task: ModularTask,
     config: TrainConfig,
     out: str | Path | None = None,
     progress: bool = True,
     resume: bool = False,
     log: str | None = None,
-) -> Run:
+) -> Run[Model]:
     """Train a model in place on a share of a task's sequences.
 
     The same model, task, configuration, machine and number of threads give the same bits, also where a run
     was killed and gone on with. Ctrl-C ends the step that is under way, saves, and then raises.
 
     Args:
-        model: whose sizes fit the task; trained where it is, in its own dtype.
+        model: a HookedRNN, HookedMLP or TransformerBridge whose sizes fit the task; trained where it is, in its own dtype.
         task: its sequences, labels and split.
         config: every hyperparameter; see :meth:`TrainConfig.recipe`.
         out: a run directory, or None to keep everything in memory.
@@ -68,6 +70,7 @@ def train(
         log: "tensorboard", to write the history there too.
 
     Raises:
+        ConversionError: a model of another kind, or a transformer that TransformerConfig cannot describe.
         TaskError: the model's sizes do not fit the task.
         ConfigError: more in a minibatch than there is, a stop rule about an empty test set, an unknown log.
         RunDirectoryError: ``out`` is in use, holds another run, or cannot be written; what was saved stays whole.
@@ -79,8 +82,9 @@ def train(
     _check_config(config, len(train_set), len(test_set))
     path = None if out is None else Path(out)
     check_log(log, path)
-    everything = Sequences.of(task.tokens, task.labels, model.cfg.device)
-    minibatches = Minibatches(everything.chosen(train_set.to(model.cfg.device)), config.batch_size, config.seed)
+    device = next(model.parameters()).device
+    everything = Sequences.of(task.tokens, task.labels, device)
+    minibatches = Minibatches(everything.chosen(train_set.to(device)), config.batch_size, config.seed)
     state = TrainState.fresh(model, config, minibatches)
 
     directory = None if path is None else RunDirectory(path, model, task, config, resume)
@@ -145,7 +149,7 @@ def _take_steps(
                 raise KeyboardInterrupt(f"interrupted after step {step}; {where}")
 
 
-def take_step(model: HookedRNN, optimizer: AdamW, batch: Sequences, config: TrainConfig, step: int) -> None:
+def take_step(model: nn.Module, optimizer: AdamW, batch: Sequences, config: TrainConfig, step: int) -> None:
     """One optimizer step on a batch."""
     optimizer.zero_grad()
     lr = learning_rate(config, step)
@@ -173,7 +177,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 @torch.no_grad()
 def evaluate(
-    model: HookedRNN, everything: Sequences, train_set: Int[Tensor, " n_train"], test_set: Int[Tensor, " n_test"]
+    model: nn.Module, everything: Sequences, train_set: Int[Tensor, " n_train"], test_set: Int[Tensor, " n_test"]
 ) -> dict[str, float | None]:
     """Mean loss (nats) and accuracy (a fraction of one) on the two parts of a task; None for an empty part."""
     logits, labels = everything.last_logits(model), everything.labels
@@ -188,12 +192,13 @@ def evaluate(
     }
 
 
-def _check_sizes(model: HookedRNN, task: ModularTask) -> None:
-    for name in ("d_vocab", "d_vocab_out"):
-        if getattr(model.cfg, name) != getattr(task, name):
-            raise TaskError(
-                f"the model has {name}={getattr(model.cfg, name)}: expected {getattr(task, name)}, as {task!r}"
-            )
+def _check_sizes(model: nn.Module, task: ModularTask) -> None:
+    cfg = model_config(model)
+    wrong = [name for name in ("d_vocab", "d_vocab_out") if getattr(cfg, name) != getattr(task, name)]
+    if not architecture_of(model).runs_on(cfg, task.n_ctx):
+        wrong.append("n_ctx")
+    for name in wrong:
+        raise TaskError(f"the model has {name}={getattr(cfg, name)}: expected {getattr(task, name)}, as {task!r}")
 
 
 def _check_config(config: TrainConfig, n_train: int, n_test: int) -> None:

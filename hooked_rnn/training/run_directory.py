@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 
 from hooked_rnn import pretrained
+from hooked_rnn.architectures import architecture_of, config_from_json, model_config
 from hooked_rnn.checkpoints import CHECKPOINTS, checkpoint_paths, load_checkpoints, refuse, save_checkpoint
-from hooked_rnn.config import HookedRNNConfig
 from hooked_rnn.errors import CheckpointError, ConfigError, HookedRNNWarning, RunDirectoryError
 from hooked_rnn.files import TEMPORARY, append_line, write_text_atomically
-from hooked_rnn.model import HookedRNN
 from hooked_rnn.tasks import ModularTask
 from hooked_rnn.training.config import TrainConfig
 from hooked_rnn.training.state import TrainState
@@ -36,7 +36,7 @@ class RunDirectory:
     While it is entered no other process can enter the same directory.
     """
 
-    def __init__(self, path: Path, model: HookedRNN, task: ModularTask, config: TrainConfig, resume: bool) -> None:
+    def __init__(self, path: Path, model: nn.Module, task: ModularTask, config: TrainConfig, resume: bool) -> None:
         """Nothing is touched before it is entered.
 
         Args:
@@ -68,7 +68,7 @@ class RunDirectory:
             self._remove_what_was_half_written()
             if not checkpoint_paths(self.path) and not self.is_finished:
                 self._write_record()
-                write_text_atomically(self.path / pretrained.CONFIG, self.model.cfg.to_json())
+                write_text_atomically(self.path / pretrained.CONFIG, model_config(self.model).to_json())
                 write_text_atomically(self.path / HISTORY, "")
                 (self.path / CHECKPOINTS).mkdir(exist_ok=True)
             self._stack = stack.pop_all()
@@ -89,7 +89,7 @@ class RunDirectory:
         """
         history = read_history(self.path)
         if self.is_finished:
-            state.model.load_state_dict(load_weights(self.path / pretrained.WEIGHTS))
+            architecture_of(state.model).set_weights(state.model, load_weights(self.path / pretrained.WEIGHTS))
             state.history = history
             return
         for path, tensors in load_checkpoints(self.path):
@@ -118,7 +118,7 @@ class RunDirectory:
     def finish(self, result: dict[str, Any]) -> None:
         """Write the final weights and the last row of the history."""
         with self._writing():
-            save_weights(self.path / pretrained.WEIGHTS, self.model.state_dict())
+            save_weights(self.path / pretrained.WEIGHTS, architecture_of(self.model).weights_of(self.model))
             self.record["result"] = result
             self._write_record()
 
@@ -185,8 +185,10 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path / pretrained.TRAINING} is no record of a run: {error}") from error
         new = {"task": self.record["task"], "train": self.record["train"], "run": self.record}
         if (self.path / pretrained.CONFIG).exists():
-            cfg = pretrained.read_config(self.path, HookedRNNConfig.from_json)
-            old["model"], new["model"] = cfg.to_dict(), self.model.cfg.to_dict()
+            theirs, ours = pretrained.read_config(self.path, config_from_json), model_config(self.model)
+            if theirs.architecture != ours.architecture:
+                return [f"model architecture is {theirs.architecture!r} there and {ours.architecture!r} here"]
+            old["model"], new["model"] = theirs.to_dict(), ours.to_dict()
         return [
             f"{part} {name} is {old[part].get(name)!r} there and {new[part].get(name)!r} here"
             for part in old
@@ -221,13 +223,14 @@ def read_history(directory: Path) -> list[dict[str, Any]]:
         raise RunDirectoryError(f"{path} holds a line that is no JSON object: {error}") from error
 
 
-def circumstances(model: HookedRNN) -> dict[str, Any]:
+def circumstances(model: nn.Module) -> dict[str, Any]:
     """What a run's bits depend on beside its configuration."""
+    weight = next(model.parameters())
     return {
         "versions": versions(),
         "threads": torch.get_num_threads(),
-        "device": str(model.cfg.device),
-        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "device": str(weight.device),
+        "dtype": str(weight.dtype).removeprefix("torch."),
     }
 
 

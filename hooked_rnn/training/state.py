@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
+from hooked_rnn.architectures import architecture_of
 from hooked_rnn.checkpoints import TRAINING, weights_in
 from hooked_rnn.errors import CheckpointError
-from hooked_rnn.model import HookedRNN
 from hooked_rnn.training.batches import Minibatches
 from hooked_rnn.training.config import TrainConfig
 
@@ -23,7 +23,7 @@ OPTIMIZER = f"{TRAINING}optimizer."
 class TrainState:
     """A run between two steps."""
 
-    model: HookedRNN
+    model: nn.Module
     config: TrainConfig
     minibatches: Minibatches
     optimizer: AdamW
@@ -34,19 +34,20 @@ class TrainState:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def fresh(cls, model: HookedRNN, config: TrainConfig, minibatches: Minibatches) -> "TrainState":
+    def fresh(cls, model: nn.Module, config: TrainConfig, minibatches: Minibatches) -> "TrainState":
         """Before the first step."""
         return cls(model, config, minibatches, make_optimizer(model, config, 1))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, as named tensors."""
+        kind = architecture_of(self.model)
         moments = {
             f"{OPTIMIZER}{key}.{name}": value
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in kind.trained_parameters(self.model).items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
         return {
-            **self.model.state_dict(),
+            **kind.weights_of(self.model),
             **moments,
             f"{TRAINING}rng": self.minibatches.state_after(self.step),
             f"{TRAINING}step": torch.tensor(self.step),
@@ -73,9 +74,10 @@ class TrainState:
         if len(history) < n_rows:
             raise CheckpointError(f"the history has {len(history)} rows: expected at least {n_rows}")
         self.optimizer, self.step = optimizer, step
+        kind = architecture_of(self.model)
         with torch.no_grad():
-            self.model.load_state_dict(weights_in(tensors))
-            for name, parameter in self.model.named_parameters():
+            kind.set_weights(self.model, weights_in(tensors))
+            for name, parameter in kind.trained_parameters(self.model).items():
                 for key, value in self.optimizer.state.get(parameter, {}).items():
                     value.copy_(tensors[f"{OPTIMIZER}{key}.{name}"])
         self.minibatches.restore(tensors[f"{TRAINING}rng"], step)
@@ -83,11 +85,11 @@ class TrainState:
         self.history = history[:n_rows]
 
 
-def make_optimizer(model: HookedRNN, config: TrainConfig, step: int) -> AdamW:
+def make_optimizer(model: nn.Module, config: TrainConfig, step: int) -> AdamW:
     """A new AdamW for the phase that this step is in."""
     orthogonal = step <= config.orthogonal_steps
     return AdamW(
-        model.parameters(),
+        list(architecture_of(model).trained_parameters(model).values()),
         lr=config.orthogonal_lr if orthogonal else config.lr,
         weight_decay=config.orthogonal_weight_decay if orthogonal else config.weight_decay,
         betas=config.betas,

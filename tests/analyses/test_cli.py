@@ -14,6 +14,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from analyses.cli import app
+from hooked_rnn import load_model, model_config
 from hooked_rnn.training.loop import take_step
 
 TINY = ("--modulus", "7", "--steps", "20", "--d-model", "8", "--d-hidden", "12", "--threads", "1")
@@ -51,6 +52,35 @@ def test_the_installed_command_prints_an_error_and_no_traceback(tmp_path: Path) 
         result.stderr
         == f"hooked-rnn: {tmp_path} is no run: it has no config.json; expected config.json and model.safetensors\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "fields"),
+    [
+        ("rnn", ["--d-hidden", "9"], {"d_hidden": 9, "n_ctx": 3}),
+        (
+            "transformer",
+            ["--heads", "2", "--d-mlp", "12", "--bias"],
+            {"n_heads": 2, "d_head": 4, "d_mlp": 12, "bias": True},
+        ),
+        (
+            "mlp",
+            ["--combine", "sum", "--d-mlp", "12", "--init-scale", "0.5"],
+            {"combine": "sum", "d_mlp": 12, "init_scale": 0.5},
+        ),
+    ],
+)
+def test_every_model_is_trained_by_the_same_command(
+    model: str, options: list[str], fields: dict[str, object], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    size = ["--modulus", "7", "--equals-token", "--steps", "4", "--orthogonal-steps", "2", "--d-model", "8"]
+    result = run("train", "--model", model, *size, *options, "--seed", "3", "--out", str(out))
+    assert result.exit_code == 0, result.stderr
+    trained = model_config(load_model(out))
+    assert trained.architecture == model
+    expected = {"d_vocab": 8, "d_vocab_out": 7, "d_model": 8, "n_ctx": 3, "seed": 3, **fields}
+    assert {name: getattr(trained, name) for name in expected} == expected
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
@@ -165,6 +195,20 @@ def test_models_lists_what_is_embedded() -> None:
         (["train", "--fraction", "0"], "train_fraction=0.0: expected a number above 0 and at most 1"),
         (["train", "--fraction", "1.5"], "train_fraction=1.5: expected"),
         (["train", "--recipe", "slow"], "unknown recipe 'slow': expected 'fast' or 'adamw'"),
+        (["train", "--model", "mpl"], "unknown model 'mpl': expected 'rnn', 'transformer' or 'mlp'"),
+        (
+            ["train", "--model", "transformer", "--d-hidden", "9"],
+            "--d-hidden with --model transformer, which has none: expected",
+        ),
+        (
+            ["train", "--model", "mlp", "--layers", "2"],
+            "--layers with --model mlp, which has none: expected '--d-model'",
+        ),
+        (["train", "--heads", "2"], "--heads with --model rnn, which has none: expected '--d-model', '--d-hidden'"),
+        (
+            ["train", "--model", "transformer", "--heads", "5"],
+            "n_heads=5 with d_model=128: expected one that divides it",
+        ),
         (["train", "--cell", "gruu"], "cell='gruu': expected 'rnn', 'gru'"),
         (["train", "--act-fn", "gelu"], "act_fn='gelu': expected 'relu' or 'tanh'"),
         (["train", "--modulus", "7", "--out", "FILE/run"], "cannot write a run to"),
