@@ -65,6 +65,9 @@ RULES = {
     "mod-add-113-adamw": Rule(
         f"the lowest seed whose model has at least {LEAST_ACCURACY:.1%} accuracy on all pairs", _is_accurate
     ),
+    "mod-add-113-transformer": Rule(
+        f"the lowest seed whose model has at least {LEAST_ACCURACY:.1%} accuracy on all pairs", _is_accurate
+    ),
     "mod-add-113-clean": Rule(
         f"of the seeds whose models have at least {LEAST_ACCURACY:.1%} accuracy on all pairs, the one of which most of C2, C6 and C7 "
         "hold, and among equals the one whose largest fit error (C6) is the least",
