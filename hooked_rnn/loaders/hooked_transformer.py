@@ -9,6 +9,19 @@ from hooked_rnn.loaders.formats import Format, Known, Parts, StateDict, check_ac
 BUFFERS = (".mask", ".IGNORE")
 """What the names end in of tensors that are no weights."""
 NORMALIZATIONS = (None, "LN", "LNPre", "RMS", "RMSPre")
+_REQUIRED = {
+    "positional_embedding_type": "standard",
+    "attention_dir": "causal",
+    "attn_only": False,
+    "gated_mlp": False,
+    "parallel_attn_mlp": False,
+    "use_attn_scale": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "use_local_attn": False,
+    "use_normalization_before_and_after": False,
+    "final_rms": False,
+}
+"""What a configuration beside the weights must say where it says anything: another transformer would have the same weights."""
 NORM = re.compile(r"(blocks\.\d+\.ln[12]|ln_final)\.[wb]")
 _DIMS = {
     "embed.W_E": 2,
@@ -26,6 +39,7 @@ def fits(weights: StateDict) -> bool:
 
 def read(weights: StateDict, known: Known, notes: list[str]) -> Parts:
     """Dimensions are the weights'; biases that are missing are zeros."""
+    _check_kind(known)
     weights = {name: tensor for name, tensor in weights.items() if not name.endswith(BUFFERS)}
     check_ndim(weights, _DIMS, known.source)
     n_heads, d_model, d_head = weights["blocks.0.attn.W_Q"].shape
@@ -42,6 +56,14 @@ def read(weights: StateDict, known: Known, notes: list[str]) -> Parts:
         bias=any(".b_" in name for name in weights),
     )
     return Parts(cfg, weights, _normalization(weights, known))
+
+
+def _check_kind(known: Known) -> None:
+    for name, value in _REQUIRED.items():
+        if known.config.get(name, value) != value:
+            raise WeightsError(
+                f"{known.source} has {name}={known.config[name]!r} in its configuration: expected {value!r}"
+            )
 
 
 def _normalization(weights: StateDict, known: Known) -> str | None:

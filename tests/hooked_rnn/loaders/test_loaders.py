@@ -199,6 +199,21 @@ def test_a_transformer_with_layer_norm(tmp_path: Path, kind: str) -> None:
     assert loaded.model.cfg.normalization_type == kind
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"attention_dir": "bidirectional"}, "attention_dir='bidirectional' in its configuration: expected 'causal'"),
+        ({"positional_embedding_type": "rotary"}, "expected 'standard'"),
+        ({"normalization_type": "LN"}, r"lacks the weights blocks\.0\.ln1"),
+        ({"normalization_type": "batch"}, "expected None, 'LN'"),
+    ],
+)
+def test_a_transformer_of_another_kind_with_the_same_weights_is_refused(config: dict[str, Any], message: str) -> None:
+    weights = architecture_of(transformer()).weights_of(transformer())
+    with pytest.raises(WeightsError, match=message):
+        load_checkpoint({"model": weights, "config": {"act_fn": "relu", **config}})
+
+
 def test_a_bridges_own_state_dict(tmp_path: Path) -> None:
     model = transformer(bias=True)
     content = {"model": model.state_dict(), "config": {"n_heads": 2, "act_fn": "relu"}}
