@@ -130,6 +130,7 @@ def _head() -> list[str]:
         "W_U in both recipes. 1,500 orthogonal steps are what 30% of the pairs take; on 40% they are more than enough, and 400 give better fits. For AdamW",
         "alone betas of 0.9 and 0.999 do about as well as weight decay 2; 0.98 was kept, so that the two recipes differ in the orthogonal gradient",
         "alone. Two seeds are few: where the ranges of two rows overlap, take them to be alike.",
+        "Where low rank, Fourier multiplication and removal hold most clearly is [a page of its own](clean.md).",
         "",
         "This page is written by `python -m studies.recipes --write-page` from `studies/recipes-*.csv`, which have every run.",
     ]
