@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 from analyses.fourier import FourierBasis
 from analyses.grid import check_grid, grid_functions
 from analyses.removal import check_mode, hook_at, replacement
-from hooked_rnn import HookedRNN, ModularTask
-from hooked_rnn.prefixes import PrefixTrie, last_logits
 
 SUBSETS_OF = 6
 """Every subset of this many strongest key frequencies is removed."""
@@ -195,80 +193,6 @@ def equal_power_part(
     return Part(centered, (directions * (1 - (1 - share).sqrt())) @ directions.T)
 
 
-def weight_embedding_site(model: HookedRNN, task: ModularTask) -> Site:
-    """Frequencies of the numbers' tokens, removed from W_E."""
-    p, numbers = task.p, model.W_E.detach()[: task.p]
-    basis = FourierBasis(p)
-    rest = model.W_E.detach()[p:]  # the '=' token
-    trie = PrefixTrie.of(task.tokens.to(model.cfg.device))
-
-    def accuracy_less(part: Part) -> float:
-        return _accuracy(last_logits(model, trie, W_E=torch.cat([numbers - part.tensor(), rest])), task)
-
-    return _weight_site(numbers, basis, accuracy_less)
-
-
-@torch.no_grad()
-def hidden_site(model: HookedRNN, task: ModularTask) -> Site:
-    """Family "sum" of the last layer's last hidden state, removed by :func:`frequency_hook`."""
-    tokens = task.tokens.to(model.cfg.device)
-    name = f"blocks.{model.cfg.n_layers - 1}.hook_hidden"
-    _, state = model(tokens[:, :-1], return_type=None, return_state=True)
-    hidden = last_hidden(model, task)
-    logits_with_all = hidden @ model.W_U + model.b_U
-
-    def part(frequencies: Sequence[int]) -> Part:
-        functions = grid_functions(task.p, frequencies, "sum").to(hidden)
-        return Part(functions.T, functions @ hidden)
-
-    def accuracy_less(part: Part) -> float:
-        return _accuracy(logits_with_all - part.left @ (part.right @ model.W_U), task)
-
-    def accuracy_without(frequencies: Sequence[int]) -> float:
-        # The last step alone, from the state before it: the hook edits nothing earlier.
-        hook = frequency_hook(task.p, frequencies)
-        logits = model.run_with_hooks(tokens[:, -1:], initial_state=state, fwd_hooks=[(name, hook)])
-        return _accuracy(logits[:, -1], task)
-
-    return Site(hidden, part, accuracy_less, accuracy_without)
-
-
-def weight_unembedding_site(model: HookedRNN, task: ModularTask) -> Site:
-    """Frequencies of the answers, removed from W_U."""
-    answers = model.W_U.detach().T.contiguous()
-    basis = FourierBasis(task.p)
-    hidden = last_hidden(model, task)
-
-    def accuracy_less(part: Part) -> float:
-        return _accuracy(hidden @ (answers - part.tensor()).T + model.b_U, task)
-
-    return _weight_site(answers, basis, accuracy_less)
-
-
-def _weight_site(value: Tensor, basis: FourierBasis, accuracy_less: Callable[[Part], float]) -> Site:
-    """A site whose rows are the p numbers, as functions of which it has frequencies."""
-
-    def part(frequencies: Sequence[int]) -> Part:
-        functions = basis.functions(frequencies, like=value)
-        return Part(functions.T, functions @ value)
-
-    return Site(value, part, accuracy_less, lambda frequencies: accuracy_less(part(frequencies)))
-
-
-SITES: dict[str, Callable[[HookedRNN, ModularTask], Site]] = {
-    "W_E": weight_embedding_site,
-    "hidden": hidden_site,
-    "W_U": weight_unembedding_site,
-}
-
-
-@torch.no_grad()
-def last_hidden(model: HookedRNN, task: ModularTask) -> Float[Tensor, "pairs d_hidden"]:
-    """The last layer's last hidden state of every sequence."""
-    _, state = model(task.tokens.to(model.cfg.device), return_type=None, return_state=True)
-    return state[-1]
-
-
 class _EqualPower:
     """Removal of as much power as key frequencies hold, with what all draws at a site share."""
 
@@ -287,8 +211,3 @@ class _EqualPower:
 
 def _draw(frequencies: list[int], n: int, generator: Generator) -> list[int]:
     return [frequencies[i] for i in torch.randperm(len(frequencies), generator=generator)[:n]]
-
-
-def _accuracy(logits: Float[Tensor, "pairs p"], task: ModularTask) -> float:
-    labels: Int[Tensor, " pairs"] = task.labels.to(logits.device)
-    return float((logits.argmax(-1) == labels).double().mean())

@@ -12,6 +12,7 @@ smaller ones of higher even order. They are orthogonal, so least squares fits ar
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from analyses.adder import Adder
 from analyses.attribution import Fit, hidden_fit
-from analyses.errors import FamilyError
+from analyses.errors import FamilyError, ReportError
 from analyses.fourier import FourierBasis
 from analyses.grid import check_grid, grid_functions
 from analyses.measure import check_task
@@ -168,6 +169,7 @@ def read_circuit(model: HookedRNN, task: ModularTask, frequencies: Iterable[int]
         FrequencyError: a frequency outside 1..p//2, or twice.
     """
     check_task(model, task)
+    check_vanilla(model)
     adder, waves = Adder(model, task), Waves(task.p, frequencies)
     points = _points(model.cfg.n_layers)
     _, cache = model.run_with_cache(adder.tokens, names_filter=[*points, "hook_logits"])
@@ -187,6 +189,16 @@ def read_circuit(model: HookedRNN, task: ModularTask, frequencies: Iterable[int]
         {k: hidden_fit(hidden.cpu(), model.W_U.cpu(), k) for k in waves.frequencies},
         *(logit_fit(logits, task.p, waves.frequencies, form) for form in FORMS),
     )
+
+
+def check_vanilla(model: Any) -> None:
+    """Raise ReportError unless the model is a HookedRNN of vanilla cells, which this circuit is of."""
+    if not isinstance(model, HookedRNN):
+        raise ReportError(f"the model is a {type(model).__name__}: expected a HookedRNN, whose circuit this is")
+    if model.cfg.cell != "rnn":
+        raise ReportError(
+            f"the model's cell is {model.cfg.cell!r}: expected 'rnn', the vanilla cell, whose circuit this is"
+        )
 
 
 class Waves:

@@ -117,7 +117,7 @@ def judge_sparsity(key: KeyFrequencies, hidden: Spectrum, output: Spectrum) -> C
         + ", ".join(f"{share:.0%} of them among the {n} strongest of {site}" for site, share in shared.items())
         if n
         else NONE,
-        f"key: share of the power of W_E W_ih above {key.threshold:.2%}, twice the uniform share; holds with {least} to {most} "
+        f"key: share of the power of {key.of or 'the input'} above {key.threshold:.2%}, twice the uniform share; holds with {least} to {most} "
         f"of them, all among the K strongest elsewhere (partly: half of them)",
         _overall(by_part.values()),
         by_part,
@@ -183,7 +183,7 @@ def judge_removal(ablations: Mapping[str, Ablation]) -> Claim:
         "C7",
         "Removing one frequency hardly matters; removing more degrades accuracy drastically",
         "yes (no figure)",
-        "; ".join(f"{site}: {_curve(ablation)}" for site, ablation in ablations.items()),
+        "; ".join(f"{site}: {_curve(ablation)}" for site, ablation in ablations.items()) or "no site to remove from",
         f"mean accuracy on all pairs; holds with at least {C7_ONE_REMOVED:.0%} without one key frequency, at most "
         f"{C7_ALL_REMOVED:.0%} without all, and at least {C7_CONTROL:.0%} without as many random other ones; partly: a drop of "
         f"{C7_PARTLY_DROP:.0%} from one to all",

@@ -1,15 +1,17 @@
 """Everything that the claims are judged by, measured on one model."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.ablation import SITES, Ablation, ablate, last_hidden, numbers_removed
+from analyses.ablation import SITES, Ablation, ablate, numbers_removed
+from analyses.adder import Adder, at_position
 from analyses.attribution import (
     Fit,
     SingularAttribution,
@@ -18,9 +20,12 @@ from analyses.attribution import (
     hidden_fit,
     singular_attribution,
 )
-from analyses.errors import ReportError
+from analyses.errors import ActivationError, ModulusError, RemovalSiteError, ReportError
+from analyses.key_frequencies import NEURONS, find
 from analyses.low_rank import cumulative_energy, held_by_first
-from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, key_frequencies, weight_spectrum
+from analyses.places import last_place, unembedded
+from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, weight_spectrum
+from analyses.weights import layer_weight, n_layers, number_weights
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask
 from hooked_rnn.errors import TaskError
 from hooked_rnn.losses import cross_entropy
@@ -35,8 +40,8 @@ class Subject:
 
     name: str
     """What the user called it."""
-    model: HookedRNN
-    """In eval mode."""
+    model: Any
+    """In eval mode: a HookedRNN, or what else an :class:`analyses.adder.Adder` takes."""
     task: ModularTask
     """Two operands."""
     held_out: Float[Tensor, " pairs"] | None
@@ -45,6 +50,16 @@ class Subject:
     """Where it came from, if from a directory."""
     training: dict[str, Any] | None = None
     """What ``train.json`` says of the run, if there is one."""
+
+    @property
+    def adder(self) -> Adder:
+        """As the toolbox sees it."""
+        return Adder(self.model, self.task)
+
+    @property
+    def train(self) -> Int[Tensor, " n_train"] | None:
+        """Indices of the pairs that were trained on; None where the split is not known or empty."""
+        return None if self.held_out is None else (self.held_out == 0).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -58,13 +73,16 @@ class Measurements:
     held_out_accuracy: float | None
     """On the pairs that were not trained on, where they are known."""
     key: KeyFrequencies
-    """From the power of W_E W_ih."""
+    """From the power of W_E W_ih; of another kind of model than a recurrent one, of W_E."""
+    hidden: str
+    """Which activation is the last hidden state, of :attr:`spectra`."""
     spectra: dict[str, Spectrum]
-    """Of every weight with a token or answer axis, and of the last layer's and position's activations over the grid."""
+    """Of the weights with a token or answer axis, and of the last layer's activations over the grid, where it answers."""
     cumulative_energy: dict[str, Float[Tensor, " rank"]]
     """By matrix: share of the energy in the first 1, 2, ... singular components."""
     untrained_energy: dict[str, float]
-    """By matrix: what the first 2K hold of the model's initial weights."""
+    """By matrix: what the first 2K hold of the model's initial weights (of another kind of model than a HookedRNN: of independent
+    Gaussian weights of that shape)."""
     attributions: dict[str, SingularAttribution]
     """By matrix with a token or answer axis."""
     explained: float
@@ -75,11 +93,13 @@ class Measurements:
     """By key frequency: the tokens in the plane of the embedding in which it turns."""
     ablations: dict[str, Ablation]
     """By site."""
+    left_out: dict[str, str]
+    """What this kind of model does not have, and why."""
 
     @property
     def hidden_spectrum(self) -> Spectrum:
         """Of the last hidden state on the grid of pairs."""
-        return self.spectra["hook_hidden"]
+        return self.spectra[self.hidden]
 
     @property
     def output_spectrum(self) -> Spectrum:
@@ -111,39 +131,69 @@ def load_subject(name: str) -> Subject:
         return Subject(name, model, task_of(model), None, directory)
     try:
         task = task_from_dict(record["task"])
-        _, test = task.split(record["train"]["train_fraction"], record["train"]["seed"])
+        train, _ = task.split(record["train"]["train_fraction"], record["train"]["seed"])
     except (KeyError, TypeError, TaskError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ReportError(f"{directory}/train.json does not say task and split: {what}") from error
+    return subject_of(model, task, name, train, directory, record)
+
+
+def subject_of(
+    model: Any,
+    task: ModularTask,
+    name: str = "a model",
+    train: Int[Tensor, " n_train"] | None = None,
+    directory: Path | None = None,
+    training: dict[str, Any] | None = None,
+) -> Subject:
+    """A model that is at hand, as what a report is about.
+
+    Args:
+        model: in eval mode; whatever an :class:`analyses.adder.Adder` takes.
+        task: addition of two numbers.
+        name: what to call it.
+        train: indices of the pairs that it was trained on, as ``task.split(...)[0]``.
+        directory, training: where it came from, and what ``train.json`` says there.
+
+    Raises:
+        ReportError: another task, or a model of other sizes.
+    """
     check_task(model, task)
-    held_out = torch.zeros(len(task.labels)).index_fill(0, test, 1.0) if len(test) else None
-    return Subject(name, model, task, held_out, directory, record)
+    held_out = None if train is None else torch.ones(len(task.labels)).index_fill(0, train, 0.0)
+    return Subject(
+        name, model, task, held_out if held_out is not None and held_out.any() else None, directory, training
+    )
 
 
-def task_of(model: HookedRNN) -> ModularTask:
+def task_of(model: Any) -> ModularTask:
     """The task that a model's sizes speak of, where nothing else does.
 
     Raises:
         ReportError: no addition of two numbers has these sizes.
     """
+    cfg = model.cfg
+    is_recurrent = isinstance(model, HookedRNN)
+    equals_token = cfg.d_vocab == cfg.d_vocab_out + 1 if is_recurrent else cfg.n_ctx == 3
+    p = cfg.d_vocab_out if is_recurrent else cfg.d_vocab - equals_token  # of others an answer may be surplus
     try:
-        task = ModularAddition(model.cfg.d_vocab_out, equals_token=model.cfg.d_vocab == model.cfg.d_vocab_out + 1)
+        task = ModularAddition(p, equals_token=equals_token)
     except TaskError as error:
-        raise ReportError(f"the model has d_vocab_out={model.cfg.d_vocab_out}, which is no modulus: {error}") from error
+        raise ReportError(f"the model has d_vocab_out={cfg.d_vocab_out}, which is no modulus: {error}") from error
     check_task(model, task)
     return task
 
 
-def check_task(model: HookedRNN, task: ModularTask) -> None:
-    """Raise ReportError unless this is addition of two numbers, by a vanilla cell, and the model's sizes are its sizes."""
-    cfg = model.cfg
-    if cfg.cell != "rnn":
-        raise ReportError(
-            f"the model's cell is {cfg.cell!r}: expected 'rnn', the vanilla cell, which the paper's claims are about"
-        )
+def check_task(model: Any, task: ModularTask) -> None:
+    """Raise ReportError unless this is addition of two numbers, and the model's sizes are its sizes."""
     if not isinstance(task, ModularAddition) or task.operands != 2:
         raise ReportError(f"the task is {task!r}: expected modular addition of two numbers")
-    if (cfg.d_vocab, cfg.d_vocab_out) != (task.d_vocab, task.d_vocab_out) or cfg.n_ctx not in (None, task.n_ctx):
+    cfg = model.cfg if isinstance(model, HookedRNN) else None
+    if cfg is None:
+        try:
+            Adder(model, task)
+        except ModulusError as error:
+            raise ReportError(str(error)) from error
+    elif (cfg.d_vocab, cfg.d_vocab_out) != (task.d_vocab, task.d_vocab_out) or cfg.n_ctx not in (None, task.n_ctx):
         raise ReportError(
             f"the model has d_vocab={cfg.d_vocab}, d_vocab_out={cfg.d_vocab_out}, n_ctx={cfg.n_ctx}: expected "
             f"d_vocab={task.d_vocab}, d_vocab_out={task.d_vocab_out}, n_ctx={task.n_ctx}, for addition of two numbers modulo {task.p}"
@@ -157,54 +207,59 @@ def measure(subject: Subject, tick: Callable[[str], object] = lambda _: None) ->
     Args:
         subject: the model and its task.
         tick: called with the name of what comes next, for a progress bar; :func:`n_ticks` times.
+
+    Raises:
+        ActivationError: a model without a hook point that W_U, or a final norm before it, reads.
     """
-    model, task = subject.model, subject.task
+    model, adder = subject.model, subject.adder
     tick("accuracy")
-    hidden = last_hidden(model, task)
-    logits = hidden @ model.W_U + model.b_U
-    labels = task.labels.to(logits.device)
+    logits, labels = adder.logits(), adder.labels
     correct = (logits.argmax(-1) == labels).double().cpu()
 
     tick("frequencies")
-    key = key_frequencies_of(model, task)
+    key = find(adder)
     ks = key.frequencies
     components = 2 * len(ks)
-    numbers = model.W_E[: task.p]
-    composed = numbers @ layers(model)[0].W_ih
-    attributions = {
-        "W_E": singular_attribution(numbers, task.p, components, dim=0),
-        "W_E W_ih": singular_attribution(composed, task.p, components, dim=0),
-        "W_U": singular_attribution(model.W_U, task.p, components, dim=1),
-    }
-
+    hidden, W_U = unembedded(adder).cpu(), adder.W_U.cpu()
+    left_out = {}
     ablations = {}
     for name, make_site in SITES.items():
-        site = make_site(model, task)
-        ablations[name] = ablate(site, key.by_share, task.p, tick=lambda name=name: tick(f"removal from {name}"))
+        step = f"removal from {name}"
+        try:
+            site = make_site(adder)
+        except (RemovalSiteError, ActivationError) as error:
+            left_out[step] = str(error)
+            for _ in numbers_removed(key.by_share):
+                tick(step)
+        else:
+            ablations[name] = ablate(site, key.by_share, adder.p, tick=lambda step=step: tick(step))
     return Measurements(
         accuracy=float(correct.mean()),
         loss=float(cross_entropy(logits.unsqueeze(1).double(), labels)),
         held_out_accuracy=None if subject.held_out is None else float(correct[subject.held_out > 0].mean()),
         key=key,
-        spectra=spectra_of(model, task),
+        hidden=_short(last_place(adder).hook_name),
+        spectra=spectra_of(adder),
         cumulative_energy={name: cumulative_energy(matrix) for name, matrix in matrices(model).items()},
         untrained_energy={
-            name: held_by_first(cumulative_energy(matrix), components)
-            for name, matrix in matrices(HookedRNN(model.cfg)).items()
+            name: held_by_first(cumulative_energy(matrix), components) for name, matrix in untrained(model).items()
         },
-        attributions=attributions,
-        explained=explained_by_circles(numbers, ks),
-        fits={k: hidden_fit(hidden, model.W_U, k) for k in ks},
-        circles={k: circle(numbers, k) for k in ks},
+        attributions={
+            name: singular_attribution(weight, adder.p, components, dim=0) for name, weight in claimed(adder).items()
+        },
+        explained=explained_by_circles(adder.W_E, ks),
+        fits={k: hidden_fit(hidden, W_U, k) for k in ks},
+        circles={k: circle(adder.W_E, k) for k in ks},
         ablations=ablations,
+        left_out=left_out,
     )
 
 
 @torch.no_grad()
 def accuracy_of(subject: Subject) -> float:
     """Accuracy on all pairs."""
-    logits = last_hidden(subject.model, subject.task) @ subject.model.W_U + subject.model.b_U
-    return float((logits.argmax(-1) == subject.task.labels.to(logits.device)).double().mean())
+    adder = subject.adder
+    return float((adder.logits().argmax(-1) == adder.labels).double().mean())
 
 
 def n_ticks(n_key_frequencies: int) -> int:
@@ -212,28 +267,36 @@ def n_ticks(n_key_frequencies: int) -> int:
     return 2 + len(SITES) * len(numbers_removed(list(range(n_key_frequencies))))
 
 
-def key_frequencies_of(model: HookedRNN, task: ModularTask) -> KeyFrequencies:
-    """The default rule: frequencies by their share of the power of W_E W_ih, over the numbers' tokens."""
-    return key_frequencies(weight_spectrum(model.W_E[: task.p] @ layers(model)[0].W_ih, task.p))
+def key_frequencies_of(model: Any, task: ModularTask) -> KeyFrequencies:
+    """The default rule: frequencies by their share of the power of W_E W_ih (or W_E), over the numbers' tokens."""
+    return find(Adder(model, task))
+
+
+def claimed(adder: Adder) -> dict[str, Float[Tensor, "p _d"]]:
+    """The weights that C4 is judged by: all that have an axis of numbers, but W_hh W_U, which is a step away from either."""
+    return {name: weight for name, weight in number_weights(adder).items() if name != "W_hh W_U"}
 
 
 @torch.no_grad()
-def spectra_of(model: HookedRNN, task: ModularTask) -> dict[str, Spectrum]:
-    """Spectra of W_E, W_E W_ih and W_U, and of the activations of the last layer at the last position."""
-    numbers = model.W_E[: task.p]
-    weights = {
-        "W_E": weight_spectrum(numbers, task.p),
-        "W_E W_ih": weight_spectrum(numbers @ layers(model)[0].W_ih, task.p),
-        "W_U": weight_spectrum(model.W_U, task.p, dim=1),
-    }
-    last = f"blocks.{model.cfg.n_layers - 1}."
-    names = [f"{last}hook_recurrent", f"{last}hook_preact", f"{last}hook_hidden", "hook_logits"]
-    _, cache = model.run_with_cache(task.tokens.to(model.cfg.device), names_filter=names, pos_slice=-1)
-    return weights | {name.removeprefix(last): grid_spectrum(cache[name][:, -1].cpu(), task.p) for name in names}
+def spectra_of(adder: Adder) -> dict[str, Spectrum]:
+    """Spectra of the weights of :func:`claimed`, and of activations of the last layer where the model answers."""
+    points, last = adder.model.hook_dict, last_place(adder).hook_name
+    kinds = ("hook_recurrent", "hook_preact") if isinstance(adder.model, HookedRNN) else NEURONS
+    layer = last.rpartition(".")[0]
+    names = [name for name in points if name.startswith(layer) and name.endswith(kinds) and ".steps." not in name]
+    names = [*dict.fromkeys([*names, last])]
+    _, cache = adder.model.run_with_cache(adder.tokens, names_filter=names)
+    n_positions = adder.tokens.shape[1]
+    found = {name: weight_spectrum(weight, adder.p) for name, weight in claimed(adder).items()}
+    for name in names:
+        found[_short(name)] = grid_spectrum(at_position(cache[name], adder.position, n_positions, name).cpu(), adder.p)
+    return found | {"hook_logits": grid_spectrum(adder.logits().cpu(), adder.p)}
 
 
-def matrices(model: HookedRNN) -> dict[str, Float[Tensor, "_n _m"]]:
-    """Every weight matrix by name, and W_E W_ih; layers above the first by number."""
+def matrices(model: Any) -> dict[str, Float[Tensor, "_n _m"]]:
+    """Every weight matrix by name, and W_E W_ih; layers above the first by number, an attention's heads side by side."""
+    if not isinstance(model, HookedRNN):
+        return _residual_matrices(model)
     named = {"W_E": model.W_E}
     for layer, block in enumerate(layers(model)):
         suffix = f"[{layer}]" if layer else ""
@@ -241,6 +304,33 @@ def matrices(model: HookedRNN) -> dict[str, Float[Tensor, "_n _m"]]:
     return named | {"W_U": model.W_U, "W_E W_ih": model.W_E @ layers(model)[0].W_ih}
 
 
+def untrained(model: Any) -> dict[str, Float[Tensor, "_n _m"]]:
+    """The same of weights that learned nothing: a HookedRNN's initial ones, and Gaussian ones of the same shapes for any other."""
+    if isinstance(model, HookedRNN):
+        return matrices(HookedRNN(model.cfg))
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(matrix.shape, generator=generator) for name, matrix in matrices(model).items()}
+
+
 def layers(model: HookedRNN) -> list[RecurrentBlock]:
     """The recurrent layers, from the lowest."""
     return cast(list[RecurrentBlock], list(model.blocks))
+
+
+def _residual_matrices(model: Any) -> dict[str, Tensor]:
+    """Of a transformer or an MLP, by the names that TransformerLens has for them."""
+    named = {"W_E": model.W_E.detach()}
+    for layer in range(n_layers(model)):
+        for name in ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out"):
+            weight = layer_weight(model, name, layer)
+            if weight is None:
+                continue
+            if weight.ndim == 3:
+                weight = torch.cat(list(weight), dim=0 if name == "W_O" else 1)
+            named[f"{name}[{layer}]" if layer else name] = weight
+    return named | {"W_U": model.W_U.detach()}
+
+
+def _short(hook_name: str) -> str:
+    """A hook point's name without the block's."""
+    return re.sub(r"^blocks\.\d+\.", "", hook_name)

@@ -1,5 +1,7 @@
 """Figures. Each takes results and draws them; nothing is computed here that a table could quote."""
 
+import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +49,7 @@ def frequencies_figure(claim: Claim, key: KeyFrequencies, hidden: Spectrum, outp
     """C3: the share of the power at each frequency, in the input, the hidden state and the output."""
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     panels = (
-        (key.spectrum, "input: $W_E W_{ih}$ over tokens (key: above the dotted line)"),
+        (key.spectrum, f"input: {_symbol(key.of)} over tokens (key: above the dotted line)"),
         (hidden, "last hidden state over pairs"),
         (output, "output: $W_U$ over answers"),
     )
@@ -76,7 +78,7 @@ def low_rank_figure(claim: Claim, cumulative: Mapping[str, Float[Tensor, " rank"
     """C2: the energy that the first singular components of each matrix hold."""
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axes = figure.subplots()
-    colours = (BLUE, ORANGE, RED, GREEN, PURPLE, "#56B4E9", "#F0E442", "black")
+    colours = itertools.cycle((BLUE, ORANGE, RED, GREEN, PURPLE, "#56B4E9", "#F0E442", "black"))
     for colour, (name, held) in zip(colours, cumulative.items(), strict=False):
         first = [0.0, *held[:64].tolist()]
         axes.plot(range(len(first)), first, color=colour, linewidth=2, label=_symbol(name))
@@ -352,7 +354,8 @@ def _hues(turn: Float[Tensor, " n"]) -> Any:
 
 def _symbol(name: str) -> str:
     """A matrix's name as mathematics: W_E W_ih becomes $W_{E} W_{ih}$."""
-    return "$" + " ".join(f"W_{{{part[2:]}}}" for part in name.split()) + "$"
+    parts = (re.fullmatch(r"W_(\w+)(\[\d+\])?", part) for part in name.split())
+    return "$" + r"\,".join(f"W_{{{m[1]}}}{m[2] or ''}" for m in parts if m) + "$"
 
 
 def _plain(axes: Axes) -> None:

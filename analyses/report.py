@@ -18,9 +18,11 @@ from analyses.ablation import Curve
 from analyses.claims import Claim, judge
 from analyses.errors import ReportError
 from analyses.html import render_page
-from analyses.measure import Measurements, Subject, key_frequencies_of, load_subject, measure, n_ticks
+from analyses.key_frequencies import find
+from analyses.measure import Measurements, Subject, load_subject, measure, n_ticks
 from analyses.seeds import SEEDS, read_csv
 from analyses.views import hidden_view
+from hooked_rnn import HookedRNN
 from hooked_rnn.files import write_atomically, write_text_atomically
 from hooked_rnn.pretrained import WEIGHTS
 from hooked_rnn.training.run_directory import read_history, versions
@@ -40,7 +42,7 @@ class Report:
         sites = m.ablations
         return {
             "model": self.subject.name,
-            "config": self.subject.model.cfg.to_dict(),
+            "config": plain_config(self.subject.model.cfg),
             "task": self.subject.task.to_dict(),
             "versions": versions(),
             "accuracy": m.accuracy,
@@ -69,11 +71,11 @@ class Report:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
 
-def make_report(model: str, out: Path | None = None, progress: bool = True) -> Report:
+def make_report(model: str | Subject, out: Path | None = None, progress: bool = True) -> Report:
     """Measure the claims on a model and, where ``out`` is given, write JSON, figures and page there.
 
     Args:
-        model: an embedded model, a run directory, or a Hub id.
+        model: an embedded model, a run directory, a Hub id; or a model at hand, as :func:`analyses.measure.subject_of` takes it.
         out: a directory; it is made where it is missing, and may hold other files.
         progress: show a progress bar on standard error.
 
@@ -83,8 +85,8 @@ def make_report(model: str, out: Path | None = None, progress: bool = True) -> R
     """
     if out is not None:
         _make_writable(out)
-    subject = load_subject(model)
-    n_key = len(key_frequencies_of(subject.model, subject.task).frequencies)
+    subject = load_subject(model) if isinstance(model, str) else model
+    n_key = len(find(subject.adder).frequencies)
     with _progress(n_ticks(n_key) + (out is not None), progress) as tick:
         measurements = measure(subject, tick)
         report = Report(subject, measurements, judge(measurements))
@@ -102,7 +104,7 @@ def write_report(report: Report, out: Path) -> None:
     """
     figures = draw(report)
     pictures = {name: to_png(figure) for name, figure in figures.items()}
-    view = hidden_view(report.subject.model, report.subject.task)
+    view = hidden_view(report.subject.adder)
     try:
         for name, picture in pictures.items():
             write_atomically(out / f"{name}.png", lambda path, picture=picture: path.write_bytes(picture))
@@ -143,14 +145,36 @@ def facts(report: Report) -> dict[str, str]:
     fixed = versions()
     return {
         "model": report.subject.name,
-        "network": f"{model.cfg.n_layers} layer{'s' * (model.cfg.n_layers > 1)} of {model.cfg.d_hidden} {model.cfg.act_fn} units"
-        f"{' with biases' if model.cfg.bias else ''}, embedding of {model.cfg.d_model}",
+        "network": network(model),
         "task": f"addition of two numbers modulo {report.subject.task.p}",
         "training": _training(report.subject),
         "accuracy": f"{m.accuracy:.2%} of all {report.subject.task.p**2:,} pairs (loss {m.loss:.2e} nats)",
         "key frequencies": ", ".join(f"{k} ({m.key.spectrum.share(k):.1%})" for k in m.key.by_share) or "none",
         "made with": ", ".join(f"{name} {version}" for name, version in fixed.items()),
     }
+
+
+def network(model: Any) -> str:
+    """What kind of network a model is, and its sizes, in words."""
+    cfg = model.cfg
+    n_layers = getattr(cfg, "n_layers", 1)
+    layers = f"{n_layers} layer{'s' * (n_layers > 1)}"
+    biases = " with biases" if getattr(cfg, "bias", False) else ""
+    if isinstance(model, HookedRNN):
+        units = f"{cfg.act_fn} units" if cfg.cell == "rnn" else f"{cfg.cell.upper()} units"
+        return f"{layers} of {cfg.d_hidden} {units}{biases}, embedding of {cfg.d_model}"
+    if hasattr(cfg, "d_head"):
+        neurons = "" if getattr(cfg, "attn_only", False) else f" and {cfg.d_mlp} {cfg.act_fn} neurons"
+        norm = f", {cfg.normalization_type}" if cfg.normalization_type else ""
+        return f"a transformer: {layers} of {cfg.n_heads} heads{neurons}, residual stream of {cfg.d_model}{norm}"
+    sizes = ", ".join(f"{name} {getattr(cfg, name)}" for name in ("d_model", "d_mlp", "act_fn") if hasattr(cfg, name))
+    return f"{type(model).__name__}{biases}" + f": {sizes}" * bool(sizes)
+
+
+def plain_config(cfg: Any) -> dict[str, Any]:
+    """A configuration as JSON can hold it; fields of other kinds are left out."""
+    fields = cfg.to_dict() if hasattr(cfg, "to_dict") else vars(cfg)
+    return {name: value for name, value in fields.items() if type(value) in (bool, int, float, str, type(None))}
 
 
 def _training(subject: Subject) -> str:
@@ -162,7 +186,7 @@ def _training(subject: Subject) -> str:
         f"; one of {len(read_csv(table))} seeds, chosen by the rule in its card" if table and table.is_file() else ""
     )
     how = "".join(f"{word} {train[key]}, " for key, word in (("name", "recipe"), ("steps", "steps")) if key in train)
-    file = subject.model.loaded_from
+    file = getattr(subject.model, "loaded_from", None)
     unfinished = f"; not finished, these are the weights of {file.name}" if file and file.name != WEIGHTS else ""
     return f"{how}{train['train_fraction']:.0%} of the pairs, seed {train['seed']}{chosen}{unfinished}"
 

@@ -61,8 +61,8 @@ def _of_mlp(adder: Adder) -> dict[str, Tensor]:
 def _of_residual(adder: Adder) -> dict[str, Tensor]:
     """Every layer reads the embedding and writes the logits: TransformerLens stacks the weights of a kind over layers."""
     found = {}
-    for layer in range(_n_layers(adder.model)):
-        W = {name: _of_layer(adder.model, name, layer) for name in ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out")}
+    for layer in range(n_layers(adder.model)):
+        W = {name: layer_weight(adder.model, name, layer) for name in ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out")}
         suffix = f"[{layer}]" if layer else ""
         for name in ("W_Q", "W_K", "W_V", "W_in"):
             if _fits(adder.W_E, W[name]):
@@ -75,7 +75,8 @@ def _of_residual(adder: Adder) -> dict[str, Tensor]:
     return found
 
 
-def _n_layers(model: Any) -> int:
+def n_layers(model: Any) -> int:
+    """How many layers TransformerLens stacks the weights of."""
     for name, stacked in (("W_in", 3), ("W_V", 4)):  # attention alone has no W_in
         weight = getattr(model, name, None)
         if weight is not None and weight.ndim == stacked:
@@ -83,7 +84,7 @@ def _n_layers(model: Any) -> int:
     return 1
 
 
-def _of_layer(model: Any, name: str, layer: int) -> Any:
+def layer_weight(model: Any, name: str, layer: int) -> Any:
     """A layer's weight [d_in, d_out], or [head, d_in, d_out] of attention; None where there is none."""
     weight = getattr(model, name, None)
     if weight is None:

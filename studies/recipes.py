@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from analyses.ablation import last_hidden
+from analyses.adder import Adder
 from analyses.attribution import hidden_fit
+from analyses.key_frequencies import find
 from analyses.low_rank import cumulative_energy, held_by_first
-from analyses.measure import key_frequencies_of, matrices
+from analyses.measure import matrices
+from analyses.places import last_place, read
 from hooked_rnn import Run
 from hooked_rnn.training.config import RECIPES
 from studies.study import EVAL_EVERY, FOLDER, P, Study
@@ -74,8 +76,9 @@ FIGURES = {
 def figures_of(run: Run) -> dict[str, Any]:
     """The figures of a run; energies in the first 2K singular components, relative errors of the hidden fits."""
     model, task = run.model, run.task
-    key = key_frequencies_of(model, task)
-    hidden = last_hidden(model, task)
+    adder = Adder(model, task)
+    key = find(adder)
+    hidden = read(adder, last_place(adder))
     errors = sorted(hidden_fit(hidden, model.W_U, k).relative for k in key.frequencies)
     held = {
         f"energy {name}": round(held_by_first(cumulative_energy(matrix), 2 * len(key.frequencies)), 4)

@@ -8,7 +8,7 @@ from planted import FREQUENCIES, circles, exact, fourier_adder, normal, orthonor
 from torch import Tensor
 from torch.testing import assert_close
 
-from analyses.ablation import last_hidden
+from analyses.adder import Adder
 from analyses.attribution import (
     Fit,
     SingularAttribution,
@@ -19,6 +19,7 @@ from analyses.attribution import (
     singular_attribution,
 )
 from analyses.errors import FrequencyError, GridError, ModulusError
+from analyses.places import unembedded
 from hooked_rnn import ModularAddition
 
 
@@ -199,7 +200,7 @@ def test_a_random_state_is_not_fitted() -> None:
 
 def test_the_fit_of_the_analytic_adder_misses_what_its_cosine_of_the_difference_does() -> None:
     model, task = fourier_adder(), ModularAddition(31)
-    hidden = last_hidden(model, task)
+    hidden = unembedded(Adder(model, task))
     a, b = pairs(31)
     for k in FREQUENCIES:
         factor = (math.pi * k * (a - b).double() / 31).cos().abs()  # |cos(w(a-b)/2)| varies, a fit has its mean

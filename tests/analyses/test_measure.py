@@ -12,6 +12,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from analyses.ablation import SITES
+from analyses.adder import Adder
+from analyses.circuit import read_circuit
 from analyses.claims import judge
 from analyses.errors import ReportError
 from analyses.measure import (
@@ -295,12 +297,16 @@ def test_sizes_of_no_addition_are_an_error(sizes: dict[str, int], tmp_path: Path
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_a_gated_cell_is_an_error(cell: str, tmp_path: Path) -> None:
+def test_a_gated_cell_is_measured_too(cell: str, tmp_path: Path) -> None:
     task = ModularAddition(7)
     model = random_model(task, cell=cell)
-    for record in ((), (record_of(task),)):
-        with pytest.raises(ReportError, match=f"cell is '{cell}': expected 'rnn'"):
-            load_subject(saved(tmp_path, model, *record))
+    m = measure(load_subject(saved(tmp_path, model, record_of(task))))
+    assert m.accuracy == accuracy(model, task)
+    assert list(m.spectra) == ["W_E", "W_E W_ih", "W_U", "hook_recurrent", "hook_hidden", "hook_logits"]
+    assert list(m.ablations) == list(SITES)
+    assert len(judge(m)) == 7
+    with pytest.raises(ReportError, match=f"cell is '{cell}': expected 'rnn'"):
+        read_circuit(model, task, [1])
 
 
 @pytest.mark.parametrize("answers", [1, 8000])
@@ -343,10 +349,10 @@ def test_what_is_no_model_is_an_error(tmp_path: Path) -> None:
 
 
 def test_spectra_of_the_planted_adder_show_what_was_planted_wherever_it_passes() -> None:
-    spectra = spectra_of(fourier_adder(), TASK)
+    spectra = spectra_of(Adder(fourier_adder(), TASK))
     assert list(spectra) == ["W_E", "W_E W_ih", "W_U", "hook_recurrent", "hook_preact", "hook_hidden", "hook_logits"]
     for name, spectrum in spectra.items():
         # Not all of it: the second relu's |cos(w(a-b)/2)| makes harmonics.
         assert spectrum.share_of(list(FREQUENCIES)) > 0.8, name
-    weak = spectra_of(random_model(TASK), TASK)["W_E"]
+    weak = spectra_of(Adder(random_model(TASK), TASK))["W_E"]
     assert weak.share_of(list(FREQUENCIES)) < 0.6  # the control

@@ -87,7 +87,7 @@ def test_every_subset_is_what_removing_it_alone_gives(kind: str, site: str, mode
 def test_at_w_e_the_numbers_are_those_of_the_report() -> None:
     model, task = fourier_adder(noise=0.01), ModularAddition(P)
     found = removal_lattice(Adder(model, task), FREQUENCIES, "W_E", control=False)
-    place = SITES["W_E"](model, task)
+    place = SITES["W_E"](Adder(model, task))
     for n in range(4):
         for removed in itertools.combinations(FREQUENCIES, n):
             assert float(found.accuracy[found.index(removed)]) == place.accuracy_without(removed)
