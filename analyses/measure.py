@@ -26,8 +26,8 @@ from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.places import last_place, unembedded
 from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, weight_spectrum
 from analyses.weights import layer_weight, n_layers, number_weights
-from hooked_rnn import HookedRNN, ModularAddition, ModularTask
-from hooked_rnn.errors import TaskError
+from hooked_rnn import HookedRNN, ModularAddition, ModularTask, build_model, load_model, model_config
+from hooked_rnn.errors import ConversionError, TaskError
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.pretrained import local_directory, read_training
 from hooked_rnn.recurrent import RecurrentBlock
@@ -81,8 +81,7 @@ class Measurements:
     cumulative_energy: dict[str, Float[Tensor, " rank"]]
     """By matrix: share of the energy in the first 1, 2, ... singular components."""
     untrained_energy: dict[str, float]
-    """By matrix: what the first 2K hold of the model's initial weights (of another kind of model than a HookedRNN: of independent
-    Gaussian weights of that shape)."""
+    """By matrix: what the first 2K hold of weights that learned nothing, see :func:`untrained`."""
     attributions: dict[str, SingularAttribution]
     """By matrix with a token or answer axis."""
     explained: float
@@ -121,10 +120,10 @@ def load_subject(name: str) -> Subject:
     """A model by name or directory, with what ``train.json`` says of its task and split.
 
     Raises:
-        UnknownModelError, RunDirectoryError, WeightsError, ConfigError: as ``from_pretrained``.
+        UnknownModelError, RunDirectoryError, WeightsError, ConfigError: as :func:`hooked_rnn.load_model`.
         ReportError: the model is not one of addition of two numbers.
     """
-    model = HookedRNN.from_pretrained(name)
+    model = load_model(name)
     directory = local_directory(name)
     record = read_training(directory) if directory else None
     if record is None:
@@ -305,11 +304,12 @@ def matrices(model: Any) -> dict[str, Float[Tensor, "_n _m"]]:
 
 
 def untrained(model: Any) -> dict[str, Float[Tensor, "_n _m"]]:
-    """The same of weights that learned nothing: a HookedRNN's initial ones, and Gaussian ones of the same shapes for any other."""
-    if isinstance(model, HookedRNN):
-        return matrices(HookedRNN(model.cfg))
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(matrix.shape, generator=generator) for name, matrix in matrices(model).items()}
+    """The same of the model's initial weights; Gaussian ones of those shapes, where no configuration of ours describes it."""
+    try:
+        return matrices(build_model(model_config(model)))
+    except ConversionError:
+        generator = torch.Generator().manual_seed(0)
+        return {name: torch.randn(matrix.shape, generator=generator) for name, matrix in matrices(model).items()}
 
 
 def layers(model: HookedRNN) -> list[RecurrentBlock]:

@@ -42,7 +42,7 @@ class Report:
         sites = m.ablations
         return {
             "model": self.subject.name,
-            "config": plain_config(self.subject.model.cfg),
+            "config": plain_config(getattr(self.subject.model, "cfg", None)),
             "task": self.subject.task.to_dict(),
             "versions": versions(),
             "accuracy": m.accuracy,
@@ -156,7 +156,7 @@ def facts(report: Report) -> dict[str, str]:
 
 def network(model: Any) -> str:
     """What kind of network a model is, and its sizes, in words."""
-    cfg = model.cfg
+    cfg: Any = getattr(model, "cfg", None)
     n_layers = getattr(cfg, "n_layers", 1)
     layers = f"{n_layers} layer{'s' * (n_layers > 1)}"
     biases = " with biases" if getattr(cfg, "bias", False) else ""
@@ -172,8 +172,8 @@ def network(model: Any) -> str:
 
 
 def plain_config(cfg: Any) -> dict[str, Any]:
-    """A configuration as JSON can hold it; fields of other kinds are left out."""
-    fields = cfg.to_dict() if hasattr(cfg, "to_dict") else vars(cfg)
+    """A configuration as JSON can hold it; fields of other kinds are left out, and none is empty."""
+    fields = cfg.to_dict() if hasattr(cfg, "to_dict") else vars(cfg) if cfg is not None else {}
     return {name: value for name, value in fields.items() if type(value) in (bool, int, float, str, type(None))}
 
 

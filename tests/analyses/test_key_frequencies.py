@@ -17,7 +17,7 @@ from analyses.key_frequencies import RULES, find, logit_spectrum, neuron_hook, s
 from analyses.measure import key_frequencies_of
 from analyses.operands import activation_spectrum
 from analyses.oracle import fourier_adder
-from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, key_frequencies
+from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, key_frequencies, weight_spectrum
 from hooked_rnn import ModularAddition
 
 few_examples = settings(max_examples=15, deadline=None, derandomize=True, database=None)

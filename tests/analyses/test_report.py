@@ -14,14 +14,15 @@ import pytest
 import torch
 from matplotlib.image import imread
 from planted import FREQUENCIES, P, fourier_adder, random_model
+from test_adder import MLP, transformer
 
 from analyses import report as report_module
 from analyses.claims import VERDICTS
 from analyses.errors import ReportError
 from analyses.html import render_page
-from analyses.measure import n_ticks
+from analyses.measure import n_ticks, subject_of
 from analyses.report import Report, draw, facts, make_report, to_png
-from hooked_rnn import HookedRNN, ModularAddition, TrainConfig, train
+from hooked_rnn import HookedMLP, HookedMLPConfig, HookedRNN, ModularAddition, TrainConfig, train
 from hooked_rnn.errors import UnknownModelError
 
 FIGURES = {"removal", "frequencies", "circles", "low_rank", "singular_vectors", "hidden_fit"}
@@ -315,6 +316,27 @@ def test_other_networks_get_a_whole_report_too(name: str, tmp_path: Path) -> Non
         assert {claim["holds"] for claim in written["claims"]} == {"no"}
         assert written["hidden_fit"] == {}
         assert facts(result)["key frequencies"] == "none"
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_gated_cells_get_a_whole_report(cell: str, tmp_path: Path) -> None:
+    result, written = reported(random_model(ModularAddition(7), cell=cell), tmp_path)
+    assert [claim["id"] for claim in written["claims"]] == [f"C{i}" for i in range(1, 8)]
+    assert f"{cell.upper()} units" in facts(result)["network"]
+
+
+def test_a_transformer_and_an_mlp_get_a_whole_report(tmp_path: Path) -> None:
+    for equals, model, matrices in (
+        (True, transformer(7), ["W_E", "W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_U"]),
+        (False, HookedMLP(HookedMLPConfig(d_vocab=7, d_vocab_out=7, d_mlp=12)).eval(), ["W_E", "W_in", "W_U"]),
+        (False, MLP(7).eval(), ["W_E", "W_U"]),
+    ):
+        result = make_report(subject_of(model, ModularAddition(7, equals_token=equals)), tmp_path, progress=False)
+        written = strict((tmp_path / "report.json").read_text(encoding="utf-8"))
+        assert list(written["energy"]) == matrices
+        assert list(written["ablation"]) == SITES
+        assert len(written["claims"]) == 7
+        assert result.measurements.left_out == {}
 
 
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
