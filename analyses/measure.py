@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.ablation import SITES, Ablation, ablate, numbers_removed
+from analyses.ablation import Ablation, ablate, numbers_removed
 from analyses.adder import Adder, at_position
 from analyses.attribution import (
     Fit,
@@ -20,10 +20,11 @@ from analyses.attribution import (
     hidden_fit,
     singular_attribution,
 )
-from analyses.errors import ActivationError, ModulusError, RemovalSiteError, ReportError
+from analyses.errors import ModulusError, RemovalSiteError, ReportError
 from analyses.key_frequencies import NEURONS, find
 from analyses.low_rank import cumulative_energy, held_by_first
-from analyses.places import last_place, unembedded
+from analyses.places import last_place, read
+from analyses.sites import SITES, drawn_pairs, embedding_site, state_site, unembedded, unembedding_site
 from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, weight_spectrum
 from analyses.weights import layer_weight, n_layers, number_weights
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask, build_model, load_model, model_config
@@ -32,6 +33,9 @@ from hooked_rnn.losses import cross_entropy
 from hooked_rnn.pretrained import local_directory, read_training
 from hooked_rnn.recurrent import RecurrentBlock
 from hooked_rnn.tasks import task_from_dict
+
+REMOVAL_PAIRS = 2048
+"""Of a model whose every removal from W_E is a forward pass, so many drawn pairs are run: its standard error is at most 1.1%."""
 
 
 @dataclass(frozen=True)
@@ -220,13 +224,18 @@ def measure(subject: Subject, tick: Callable[[str], object] = lambda _: None) ->
     ks = key.frequencies
     components = 2 * len(ks)
     hidden, W_U = unembedded(adder).cpu(), adder.W_U.cpu()
-    left_out = {}
-    ablations = {}
-    for name, make_site in SITES.items():
+    state, drawn, every = read(adder, last_place(adder)), drawn_pairs(adder, removal_pairs(model)), drawn_pairs(adder)
+    make_site = {
+        "W_E": lambda: embedding_site(adder, drawn),
+        "hidden": lambda: state_site(adder, every, state),
+        "W_U": lambda: unembedding_site(adder, every, state),
+    }
+    ablations, left_out = {}, {}
+    for name in SITES:
         step = f"removal from {name}"
         try:
-            site = make_site(adder)
-        except (RemovalSiteError, ActivationError) as error:
+            site = make_site[name]()
+        except RemovalSiteError as error:
             left_out[step] = str(error)
             for _ in numbers_removed(key.by_share):
                 tick(step)
@@ -252,6 +261,11 @@ def measure(subject: Subject, tick: Callable[[str], object] = lambda _: None) ->
         ablations=ablations,
         left_out=left_out,
     )
+
+
+def removal_pairs(model: Any) -> int | None:
+    """On how many drawn pairs accuracy is taken without frequencies of W_E: all (None) where prefixes are shared, so that it is cheap."""
+    return None if isinstance(model, HookedRNN) else REMOVAL_PAIRS
 
 
 @torch.no_grad()

@@ -15,11 +15,6 @@ LAST = ("hook_resid_post", "hook_hidden", "mlp.hook_post")
 """How the names of the hook points end behind which little but the unembedding is left, in the order in which they are
 looked for: a transformer's residual stream, a recurrent network's or an MLP's hidden state, a layer of neurons."""
 
-READ_OUT = ("unembed.hook_in", "ln_final.hook_out", "ln_final.hook_normalized")
-"""Hook points after a final norm, in the order in which they are looked for."""
-ROUNDING = 1e-4
-"""What is smaller than this share of the logits' norm is taken for the rounding of a float32 network."""
-
 
 @dataclass(frozen=True)
 class Place:
@@ -69,32 +64,6 @@ def logits_with(
         return rows.to(x)
 
     return adder.logits([(place.hook_name, hook_at(place.position, put))], adder.tokens[pairs])
-
-
-def unembedded(adder: Adder) -> Float[Tensor, "pairs d"]:
-    """What W_U reads where the model answers: the last place's activation, or what a final norm makes of it.
-
-    Raises:
-        ActivationError: no hook point is known to hold it.
-    """
-    logits = adder.logits()
-    for place in [
-        last_place(adder),
-        *(Place(name, adder.position) for name in READ_OUT if name in adder.model.hook_dict),
-    ]:
-        x = read(adder, place)
-        if reads(adder, x, logits):
-            return x
-    raise ActivationError(f"W_U reads neither what is at {last_place(adder)} nor at {choices(READ_OUT)}")
-
-
-def reads(adder: Adder, x: Float[Tensor, "pairs d"], logits: Float[Tensor, "pairs p"]) -> bool:
-    """Whether the logits are x W_U + b_U, but for rounding."""
-    if x.shape[1] != len(adder.W_U):
-        return False
-    bias = getattr(adder.model, "b_U", None)
-    rest = logits - x @ adder.W_U - (0.0 if bias is None else bias.detach()[: adder.p])
-    return bool(rest.norm() <= ROUNDING * logits.norm())
 
 
 def _layer(name: str) -> int:

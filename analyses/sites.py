@@ -13,17 +13,22 @@ from torch import Generator, Tensor
 
 from analyses.ablation import Part, Site, frequency_hook
 from analyses.adder import Adder
+from analyses.errors import ActivationError
 from analyses.fourier import FourierBasis
 from analyses.grid import grid_functions
 from analyses.places import Place, last_place, logits_with, read
 from analyses.weight_removal import live_weight
 from hooked_rnn import HookedRNN
+from hooked_rnn.errors import choices
 from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 
 SITES = ("W_E", "hidden", "W_U")
 """The embedding of the numbers, the last state (:func:`analyses.places.last_place`), the unembedding of the answers."""
 ROUNDING = 1e-4
 """Logits differ by no more than this, relative to the largest, if they differ by rounding alone."""
+
+AFTER_NORM = ("unembed.hook_in", "ln_final.hook_out", "ln_final.hook_normalized")
+"""Hook points between a final norm and W_U, in the order in which they are looked for."""
 
 
 def sites(adder: Adder, n_pairs: int | None = None, seed: int = 0) -> dict[str, Site]:
@@ -114,6 +119,20 @@ def reads_linearly(adder: Adder, state: Float[Tensor, "pairs d"], logits: Float[
     bias = getattr(adder.model, "b_U", None)
     expected = state @ adder.W_U + (0 if bias is None else bias.detach()[: adder.p])
     return bool((logits - expected).abs().max() <= ROUNDING * logits.abs().max())
+
+
+def unembedded(adder: Adder) -> Float[Tensor, "pairs d"]:
+    """What W_U reads where the model answers: the last state, or what a final norm makes of it.
+
+    Raises:
+        ActivationError: no hook point is known to hold it.
+    """
+    logits, last = adder.logits(), last_place(adder)
+    after_norm = [Place(name, adder.position) for name in AFTER_NORM if name in adder.model.hook_dict]
+    for place in (last, *after_norm):
+        if reads_linearly(adder, x := read(adder, place), logits):
+            return x
+    raise ActivationError(f"the logits are W_U's of neither {last} nor {choices(AFTER_NORM)}")
 
 
 def accuracy(logits: Float[Tensor, "n p"], labels: Int[Tensor, " n"]) -> float:

@@ -6,6 +6,7 @@ A lattice is a tensor of 2^K values; bit i of an index says whether frequency i 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import factorial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,8 +19,10 @@ from analyses.errors import FamilyError, FrequencyError
 from analyses.fourier import FourierBasis
 from analyses.grid import check_grid, keep_on_grid
 from analyses.removal import check_mode, replacement
-from analyses.weight_removal import logits_by_embedding, weight_without
+from analyses.weight_removal import removed_from_weight, weight_without
+from hooked_rnn import HookedRNN
 from hooked_rnn.errors import choices
+from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 
 MOST_FREQUENCIES = 20
 """Beyond these, a million subsets, nobody waits for the end."""
@@ -210,10 +213,20 @@ def _without(
     adder: Adder, site: str, family: str, positions: int | Sequence[int], mode: str, seed: int
 ) -> Callable[[list[int]], Float[Tensor, "pairs p"]]:
     """The logits without some frequencies, by a forward pass."""
+    model: Any = adder.model
     if site != "W_E":
         return lambda removed: adder.logits([(site, frequency_hook(adder.p, removed, family, positions, mode, seed))])
-    logits_of, _ = logits_by_embedding(adder)
-    return lambda removed: logits_of(weight_without(adder, "W_E", removed, mode=mode, seed=seed))
+    if isinstance(model, HookedRNN) and not has_hooks(model) and adder.position in (-1, adder.task.n_ctx - 1):
+        trie = PrefixTrie.of(adder.tokens)
+        return lambda removed: last_logits(
+            model, trie, W_E=weight_without(adder, "W_E", removed, mode=mode, seed=seed)
+        )[:, : adder.p]
+
+    def by_forward(removed: list[int]) -> Tensor:
+        with removed_from_weight(adder, "W_E", removed, mode=mode, seed=seed):
+            return adder.logits()
+
+    return by_forward
 
 
 def _sizes(n: int) -> Int[Tensor, " subsets"]:

@@ -8,7 +8,7 @@ the token; with Q [d, r] an orthonormal basis of it, the weight W becomes W - Q 
 those directions no longer gets through.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,7 @@ from analyses.adder import Adder
 from analyses.errors import FamilyError, RemovalSiteError
 from analyses.fourier import FourierBasis
 from analyses.removal import replacement
-from hooked_rnn import HookedRNN
 from hooked_rnn.errors import choices
-from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 
 WEIGHTS = ("W_E", "W_ih", "W_hh", "W_U")
 RANK_TOLERANCE = 1e-6
@@ -38,40 +36,13 @@ def removed_from_weight(
     It is the caller's own model in between, hooks and all, so that ``adder.logits()`` and every other tool see the
     removal. Arguments and errors as for :func:`weight_without`.
     """
+    parameter = live_weight(adder.model, weight, layer)
     without = weight_without(adder, weight, frequencies, layer, mode, seed)
-    with _replaced(live_weight(adder.model, weight, layer), without):
-        yield adder
-
-
-def logits_by_embedding(adder: Adder) -> tuple[Callable[[Float[Tensor, "d_vocab d_model"]], Tensor], bool]:
-    """The logits [pairs, p] of all pairs as a function of W_E, and whether that is a pass over shared prefixes.
-
-    It is for a HookedRNN without hooks; any other model runs as it is, with the W_E in its place for so long.
-
-    Raises:
-        RemovalSiteError: the model's W_E is no parameter.
-    """
-    model: Any = adder.model
-    parameter = live_weight(model, "W_E")
-    if isinstance(model, HookedRNN) and not has_hooks(model) and adder.position in (-1, adder.task.n_ctx - 1):
-        trie = PrefixTrie.of(adder.tokens)
-        return lambda W_E: last_logits(model, trie, W_E=W_E)[:, : adder.p], True
-
-    def by_forward(W_E: Float[Tensor, "d_vocab d_model"]) -> Tensor:
-        with _replaced(parameter, W_E):
-            return adder.logits()
-
-    return by_forward, False
-
-
-@contextmanager
-def _replaced(parameter: Tensor, value: Tensor) -> Iterator[None]:
-    """Another value inside the ``with``; after it the parameter is what it was, to the bit."""
     before = parameter.detach().clone()
     try:
         with torch.no_grad():
-            parameter.copy_(value)
-        yield
+            parameter.copy_(without)
+        yield adder
     finally:
         with torch.no_grad():
             parameter.copy_(before)

@@ -28,7 +28,6 @@ from transformer_lens.hook_points import HookPoint
 
 from analyses.ablation import (
     CONTROL_DRAWS,
-    SITES,
     Part,
     Site,
     Spread,
@@ -41,7 +40,7 @@ from analyses.adder import Adder
 from analyses.errors import ActivationError, FamilyError, FrequencyError, GridError, ModulusError
 from analyses.fourier import FourierBasis
 from analyses.grid import FAMILIES
-from analyses.places import unembedded
+from analyses.sites import SITES, sites, unembedded
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask
 
 FEW = 7
@@ -288,7 +287,7 @@ def test_a_position_that_the_activation_does_not_have_is_an_error(position: int,
 @torch.no_grad()
 def test_without_is_the_value_less_its_part_at_every_site(kind: str, site: str) -> None:
     model, task = network(kind)
-    place = SITES[site](Adder(model, task))
+    place = sites(Adder(model, task))[site]
     assert place.accuracy_less(place.part([])) == 1.0
     found = set()
     for subset in ([1], [2, 3], [3, 1, 2]):
@@ -303,7 +302,7 @@ def test_w_e_without_is_a_model_whose_embedding_was_edited(kind: str) -> None:
     model, task = network(kind)
     edited = copy.deepcopy(model)
     edited.embed.W_E[:FEW] -= circles_of(model.W_E[:FEW], [1, 3])
-    assert SITES["W_E"](Adder(model, task)).accuracy_without([1, 3]) == accuracy(edited, task) < 1.0
+    assert sites(Adder(model, task))["W_E"].accuracy_without([1, 3]) == accuracy(edited, task) < 1.0
     assert torch.equal(edited.W_E[FEW:], model.W_E[FEW:])  # the '=' token stays
 
 
@@ -313,7 +312,7 @@ def test_w_u_without_is_a_model_whose_unembedding_was_edited(kind: str) -> None:
     model, task = network(kind)
     edited = copy.deepcopy(model)
     edited.unembed.W_U -= circles_of(model.W_U.T, [1, 3]).T
-    assert SITES["W_U"](Adder(model, task)).accuracy_without([1, 3]) == accuracy(edited, task) < 1.0
+    assert sites(Adder(model, task))["W_U"].accuracy_without([1, 3]) == accuracy(edited, task) < 1.0
 
 
 @of_each_kind
@@ -323,7 +322,7 @@ def test_hidden_without_is_the_hook_over_whole_sequences(kind: str) -> None:
     name = f"blocks.{model.cfg.n_layers - 1}.hook_hidden"
     logits = hooked_logits(model, task, name, frequency_hook(FEW, [1, 3]))[:, -1]
     agreement = float((logits.argmax(-1) == task.labels).double().mean())
-    assert SITES["hidden"](Adder(model, task)).accuracy_without([1, 3]) == agreement < 1.0
+    assert sites(Adder(model, task))["hidden"].accuracy_without([1, 3]) == agreement < 1.0
 
 
 @of_each_kind
@@ -340,7 +339,7 @@ def circles_of(x: Tensor, frequencies: Sequence[int]) -> Tensor:
 
 @pytest.mark.parametrize("site", ["W_E", "W_U"])
 def test_removing_all_planted_frequencies_destroys_and_removing_others_does_not(site: str) -> None:
-    place = SITES[site](Adder(fourier_adder(noise=1e-3), ModularAddition(P)))
+    place = sites(Adder(fourier_adder(noise=1e-3), ModularAddition(P)))[site]
     others = [k for k in FourierBasis(P).frequencies if k not in FREQUENCIES]
     assert place.accuracy_without(list(FREQUENCIES)) < 0.06
     assert place.accuracy_without(FREQUENCIES[:1]) > 0.95
@@ -349,7 +348,7 @@ def test_removing_all_planted_frequencies_destroys_and_removing_others_does_not(
 
 
 def test_removing_the_planted_sums_from_the_state_hurts_and_removing_others_does_not() -> None:
-    place = SITES["hidden"](Adder(fourier_adder(noise=1e-3), ModularAddition(P)))
+    place = sites(Adder(fourier_adder(noise=1e-3), ModularAddition(P)))["hidden"]
     others = [k for k in FourierBasis(P).frequencies if k not in FREQUENCIES]
     # Not to chance: the state holds |cos(w(a-b)/2)| cos(w(a+b)), of which the family "sum" is the mean over a-b alone.
     assert place.accuracy_without(list(FREQUENCIES)) < 0.3
@@ -438,7 +437,7 @@ def test_the_equal_power_control_takes_the_power_of_as_many_key_frequencies() ->
 def test_ablation_is_seeded_and_touches_no_global_random_state() -> None:
     before = torch.random.get_rng_state()
     model, task = fourier_adder(11, [1, 3], [1.0, 0.8], noise=0.05), ModularAddition(11)
-    site = SITES["W_E"](Adder(model, task))
+    site = sites(Adder(model, task))["W_E"]
     found = ablate(site, [1, 3], 11, seed=5)
     assert ablate(site, [1, 3], 11, seed=5) == found
     assert ablate(site, [1, 3], 11, seed=6) != found

@@ -19,7 +19,7 @@ from analyses.attribution import (
     singular_attribution,
 )
 from analyses.errors import FrequencyError, GridError, ModulusError
-from analyses.places import unembedded
+from analyses.sites import unembedded
 from hooked_rnn import ModularAddition
 
 

@@ -11,7 +11,6 @@ from planted import FREQUENCIES, P, accuracy, circles, fourier_adder, orthonorma
 from torch.nn import functional
 from torch.testing import assert_close
 
-from analyses.ablation import SITES
 from analyses.adder import Adder
 from analyses.circuit import read_circuit
 from analyses.claims import judge
@@ -29,6 +28,7 @@ from analyses.measure import (
     spectra_of,
     task_of,
 )
+from analyses.sites import SITES
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask, TrainConfig, train
 from hooked_rnn.errors import HookedRNNError, RunDirectoryError, UnknownModelError
 

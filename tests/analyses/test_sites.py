@@ -1,4 +1,4 @@
-"""The sites of any model: those of the report where it is a recurrent network, and an ordinary forward pass where not."""
+"""The sites of any model: an ordinary forward pass of the edited one. Of recurrent networks, see test_ablation.py too."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ from planted import FREQUENCIES, OwnAnswers, P, fourier_adder, normal, random_mo
 from test_adder import MLP, transformer
 from torch.testing import assert_close
 
-from analyses import ablation
 from analyses.ablation import Part, ablate, frequency_hook
 from analyses.adder import Adder
 from analyses.places import last_place, read
@@ -37,18 +36,6 @@ def lively(model: Any) -> Any:
 def adders() -> list[Adder]:
     gated = [lively(random_model(ModularAddition(SMALL), cell=cell)) for cell in ("gru", "lstm")]
     return [own(lively(transformer(SMALL)), equals_token=True), own(MLP(SMALL)), *map(own, gated)]
-
-
-@pytest.mark.parametrize("name", SITES)
-@pytest.mark.parametrize("equals_token", [False, True])
-def test_of_a_recurrent_network_they_are_the_report_s(name: str, equals_token: bool) -> None:
-    task = ModularAddition(P, equals_token=equals_token)
-    model = random_model(task) if equals_token else fourier_adder(noise=0.02)
-    site, expected = sites(Adder(model, task))[name], ablation.SITES[name](model, task)
-    assert_close(site.value, expected.value)
-    for removed in ([5], [5, 12], list(FREQUENCIES), [1, 2, 4]):
-        assert site.accuracy_without(removed) == pytest.approx(expected.accuracy_without(removed), abs=1e-3)
-        assert site.accuracy_less(site.part(removed)) == pytest.approx(expected.accuracy_without(removed), abs=1e-3)
 
 
 @pytest.mark.parametrize("adder", adders(), ids=["transformer", "mlp", "gru", "lstm"])

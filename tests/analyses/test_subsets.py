@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
-from analyses.ablation import SITES, Spread, frequency_hook
+from analyses.ablation import Spread, frequency_hook
 from analyses.adder import Adder
 from analyses.errors import FamilyError, FrequencyError, GridError
+from analyses.sites import sites
 from analyses.subsets import Lattice, removal_lattice, shapley_values, sums
 from analyses.weight_removal import removed_from_weight
 from hooked_rnn import ModularAddition, ModularTask
@@ -87,7 +88,7 @@ def test_every_subset_is_what_removing_it_alone_gives(kind: str, site: str, mode
 def test_at_w_e_the_numbers_are_those_of_the_report() -> None:
     model, task = fourier_adder(noise=0.01), ModularAddition(P)
     found = removal_lattice(Adder(model, task), FREQUENCIES, "W_E", control=False)
-    place = SITES["W_E"](Adder(model, task))
+    place = sites(Adder(model, task))["W_E"]
     for n in range(4):
         for removed in itertools.combinations(FREQUENCIES, n):
             assert float(found.accuracy[found.index(removed)]) == place.accuracy_without(removed)
