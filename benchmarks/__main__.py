@@ -7,12 +7,22 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import beside_others, grokking, hooked_forward, long_sequences, prefixes, subsets, training_step
+from benchmarks import (
+    beside_others,
+    grokking,
+    hooked_forward,
+    long_sequences,
+    peak_memory,
+    prefixes,
+    subsets,
+    training_step,
+)
 from hooked_rnn.training.run_directory import versions
 
 BENCHMARKS = {
     "hooked_forward": hooked_forward,
     "long_sequences": long_sequences,
+    "peak_memory": peak_memory,
     "training_step": training_step,
     "prefixes": prefixes,
     "subsets": subsets,

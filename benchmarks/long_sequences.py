@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Comparison, compare, seconds_of
-from benchmarks.memory import peak_bytes
 from hooked_rnn import HookedRNN, HookedRNNConfig
 
 BATCH, D_HIDDEN = 64, 256
@@ -78,17 +77,13 @@ CASES = [
     Case("edit one step, at its own point, forward and backward", edit_one_step_point, backward=True, step_points=True),
 ]
 
-MEMORY = [case for case in CASES if case.run in (capture, capture_to_device) and not case.backward]
-
 
 def comparisons(threads: int) -> Iterator[Comparison]:
-    """Each case over the plain pass; the memory of captures; each case at four times the length."""
+    """Each case over the plain pass; and at four times the length."""
     for case in CASES:
         name = f"{case.name}, T = {LENGTHS[-1]}, over plain"
         baseline = timed(PLAIN[case.backward], LENGTHS[-1])
         yield compare(name, timed(case, LENGTHS[-1]), baseline, threads, rounds=15, goal=case.goal)
-    for case in MEMORY:
-        yield memory(case, threads)
     for case in (*PLAIN, *CASES):
         yield growth(case, threads)
 
@@ -111,23 +106,6 @@ def timed(case: Case, n_steps: int) -> Callable[[], object]:
 def of_length(n_steps: int) -> tuple[HookedRNN, torch.Tensor]:
     model = HookedRNN(HookedRNNConfig(d_vocab=113, d_vocab_out=113, d_model=128, d_hidden=D_HIDDEN))
     return model, torch.randint(113, (BATCH, n_steps), generator=torch.Generator().manual_seed(0))
-
-
-def memory(case: Case, threads: int) -> Comparison:
-    """How far the peak is above the plain pass's, over the bytes captured: a count, the same in every round."""
-    model, tokens = of_length(LENGTHS[-1])
-    captured = tokens.numel() * D_HIDDEN * 4
-    peaks: list[int] = []
-    with torch.no_grad():
-        seconds = [
-            seconds_of(lambda run=run: peaks.append(peak_bytes(lambda: run(model, tokens))))
-            for run in (case.run, plain)
-        ]
-    ratio = (peaks[0] - peaks[1]) / captured
-    mebibytes = [f"{size / 2**20:.0f}" for size in (*peaks, captured)]
-    note = "MiB at the peak {}, of the plain pass {}, captured {}, by the allocator's own count".format(*mebibytes)
-    name = f"peak memory above plain, over the captured: {case.name}"
-    return Comparison(name, threads, 1, ratio, ratio, ratio, *seconds, goal=1.2, note=note)
 
 
 def growth(case: Case, threads: int, rounds: int = 5) -> Comparison:

@@ -2,7 +2,7 @@
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 
 def affine(
@@ -15,6 +15,11 @@ def affine(
     if bias is None:
         return torch.matmul(x, weight, out=out)
     return torch.add(x @ weight, bias, out=out)
+
+
+def undrawn(*shape: int) -> nn.Parameter:
+    """A parameter with no values yet, where and as :func:`draw` wants it, whatever torch's default device and dtype."""
+    return nn.Parameter(torch.empty(*shape, device="cpu", dtype=torch.float32))
 
 
 def draw(weight: Tensor, scale: float, generator: Generator | None) -> None:

@@ -1,11 +1,10 @@
 """What stands before and after the recurrent layers: embedding and unembedding."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from hooked_rnn.affine import affine, draw
+from hooked_rnn.affine import affine, draw, undrawn
 from hooked_rnn.config import HookedRNNConfig
 
 
@@ -15,7 +14,7 @@ class Embed(nn.Module):
     def __init__(self, cfg: HookedRNNConfig) -> None:
         super().__init__()
         assert cfg.d_vocab is not None
-        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+        self.W_E = undrawn(cfg.d_vocab, cfg.d_model)
         self.init_scale = cfg.init_scale
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
@@ -32,8 +31,8 @@ class EmbedSignals(nn.Module):
     def __init__(self, cfg: HookedRNNConfig) -> None:
         super().__init__()
         assert cfg.d_in is not None
-        self.W_E = nn.Parameter(torch.empty(cfg.d_in, cfg.d_model))
-        self.b_E = nn.Parameter(torch.empty(cfg.d_model)) if cfg.embed_bias else None
+        self.W_E = undrawn(cfg.d_in, cfg.d_model)
+        self.b_E = undrawn(cfg.d_model) if cfg.embed_bias else None
         self.init_scale = cfg.init_scale
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
@@ -51,8 +50,8 @@ class Unembed(nn.Module):
 
     def __init__(self, cfg: HookedRNNConfig) -> None:
         super().__init__()
-        self.W_U = nn.Parameter(torch.empty(cfg.d_hidden, cfg.d_vocab_out))
-        self.b_U = nn.Parameter(torch.empty(cfg.d_vocab_out)) if cfg.unembed_bias else None
+        self.W_U = undrawn(cfg.d_hidden, cfg.d_vocab_out)
+        self.b_U = undrawn(cfg.d_vocab_out) if cfg.unembed_bias else None
         self.init_scale = cfg.init_scale
 
     def reset_parameters(self, generator: Generator | None = None) -> None:

@@ -20,15 +20,16 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from threading import local
 from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import forward_ad
 from transformer_lens.hook_points import HookPoint
 
 from hooked_rnn.errors import HookError
+from hooked_rnn.transforms import is_transformed, values_are_hidden
 
 GradientHooks = Callable[[Tensor], Tensor | None]
 
@@ -48,10 +49,15 @@ class ObservingHook:
 class IsolatedHookPoint(HookPoint):
     """A hook point that fires once in a forward pass, and whose hooks cannot spoil each other's tensors."""
 
-    step: int | None = None
-    """The position that the time loop has reached; None outside it."""
-    n_steps: int | None = None
-    """How many positions the time loop will visit; None outside it."""
+    @property
+    def step(self) -> int | None:
+        """The position that the time loop has reached; None outside it."""
+        return None
+
+    @property
+    def n_steps(self) -> int | None:
+        """How many positions the time loop will visit; None outside it."""
+        return None
 
     @property
     def is_hooked(self) -> bool:
@@ -78,17 +84,16 @@ class IsolatedHookPoint(HookPoint):
             self._run_forward(hook_id, function, x.detach())
             return x
         own = x.clone()
-        result = self._run_forward(hook_id, function, own)
-        return own if result is None else self._checked(result, own)
+        return self._checked(self._run_forward(hook_id, function, own), own, _kind(x))
 
     def _gradient_once(self, hooks: list[tuple[int, Callable[..., Any]]], grad: Tensor) -> Tensor | None:
         replaced = None
         for hook_id, function in hooks:
-            own = grad if self._observes(hook_id) else grad.clone()
+            own = grad.clone()  # for those that only look, too: autograd may make grad itself a parameter's .grad
             version = _version(own)
             result = self._run_backward(function, own)
-            if result is not None or _version(own) != version:
-                replaced = own if result is None else self._checked(result, own)
+            if not self._observes(hook_id) and (result is not None or _version(own) != version):
+                replaced = self._checked(result, own, _kind(grad))
         return replaced
 
     def _observes(self, hook_id: int) -> bool:
@@ -105,20 +110,24 @@ class IsolatedHookPoint(HookPoint):
         result = function(self, (grad,), (grad,))
         return result[0] if isinstance(result, tuple) else result
 
-    def _checked(self, result: Any, given: Tensor) -> Tensor:
-        """The hook's result, if it can take the place of what the hook was given."""
-        if not isinstance(result, Tensor):
+    def _checked(self, result: Any, own: Tensor, given: "_Kind") -> Tensor:
+        """What a hook makes of the tensor that it was given: its result, or where that is None the tensor itself, ``own``.
+
+        Raises:
+            HookError: that is no tensor, or not of the kind that it was ``given``.
+        """
+        edited = own if result is None else result
+        if not isinstance(edited, Tensor):
             raise HookError(
-                f"a hook on {self.name} returned {type(result).__name__}: expected None or a tensor of shape {tuple(given.shape)}"
+                f"a hook on {self.name} returned {type(edited).__name__}: expected None or a tensor of shape {given[0]}"
             )
-        for what in ("shape", "dtype", "device"):
-            got, expected = getattr(result, what), getattr(given, what)
+        if _kind(edited) == given:
+            return edited
+        did = "made its tensor one of" if edited is own else "returned a tensor of"
+        for what, got, expected in zip(("shape", "dtype", "device"), _kind(edited), given, strict=True):
             if got != expected:
-                got, expected = (tuple(got), tuple(expected)) if what == "shape" else (got, expected)
-                raise HookError(
-                    f"a hook on {self.name} returned a tensor of {what} {got}: expected {expected}, as it was given"
-                )
-        return result
+                raise HookError(f"a hook on {self.name} {did} {what} {got}: expected {expected}, as it was given")
+        return edited
 
     def _refuse(self, kind: str) -> NoReturn:
         raise HookError(
@@ -143,18 +152,46 @@ class StepHookPoint(IsolatedHookPoint):
     returns (or of the tensor, if it edited that in place) goes on, and all later steps see it.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._positions = _Positions()
+
+    @property
+    def step(self) -> int | None:
+        return self._positions.now[0]
+
+    @property
+    def n_steps(self) -> int | None:
+        return self._positions.now[1]
+
     def loop(self, n_steps: int) -> "StepLoop":
         """One pass over ``n_steps`` steps, to be called in time order."""
         return _Loop(self, n_steps)
 
     @contextmanager
     def _at(self, step: int, n_steps: int) -> Iterator[None]:
-        before = self.step, self.n_steps  # not None where a hook runs the model again
-        self.step, self.n_steps = step, n_steps
+        before = self._positions.now  # not None where a hook runs the model again
+        self._positions.now = step, n_steps
         try:
             yield
         finally:
-            self.step, self.n_steps = before
+            self._positions.now = before
+
+
+class _Positions(local):
+    """Where the loops over time are that a hook point is in, each thread's own.
+
+    A point's copies share it: TransformerLens hands every hook the point that it was first added to, which is the
+    original's, while the copy's loop is what runs.
+    """
+
+    now: tuple[int, int] | tuple[None, None] = (None, None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Positions":
+        return self
+
+    def __reduce__(self) -> tuple[type["_Positions"], tuple[()]]:
+        return _Positions, ()
 
 
 class StepLoop:
@@ -231,11 +268,11 @@ class _Loop(StepLoop):
             return x
         tensor = self._own(hook_id)
         own = tensor.at(x, step)
-        version = _version(own)
+        version, given = _version(own), _kind(own)
         with self.point._at(step, self.n_steps):
             result = self.point._run_forward(hook_id, function, own)
         self.backward.given = weakref.ref(own)
-        edited = own if result is None else self.point._checked(result, own)
+        edited = self.point._checked(result, own, given)
         return tensor.left(own, edited, x, step, written=version is None or _version(own) != version)
 
     def _shared(self, hook_id: int) -> "_SharedRows":
@@ -276,11 +313,10 @@ class _BackwardLoop:
             for hook_id, function in hooks:
                 kind = _SharedRows if self.point._observes(hook_id) else _OwnTensor
                 own = self.tensors.setdefault(hook_id, kind(self.n_steps, last=0)).at(grad, step)
-                version = _version(own)
+                version, given = _version(own), _kind(own)
                 result = self.point._run_backward(function, own)
                 if result is not None or _version(own) != version:
-                    edited = own if result is None else self.point._checked(result, own)
-                    replaced = edited[:, step].clone()
+                    replaced = self.point._checked(result, own, given)[:, step].clone()
         if step == 0:
             self.tensors = {}
         return replaced
@@ -369,7 +405,7 @@ class _OwnTensor(_Rows):
     def _may_link(self, x: Tensor) -> bool:
         """Whether a node of our own may stand for the stack of what arrived: see :class:`_LinkedRows`."""
         first = next(iter(self.arrived.values()))  # under autocast a stack may be of a wider type
-        elsewhere = torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or _is_transformed()
+        elsewhere = torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or is_transformed()
         return torch.is_grad_enabled() and x.dtype == first.dtype and not elsewhere
 
     def _rebuilt(self, out: Tensor | None = None) -> Tensor:
@@ -382,7 +418,7 @@ class _OwnTensor(_Rows):
             # An untouched step goes on as it came: its gradient need not pass through all the others.
             # Values are compared too, since a write through .data leaves the version as it was.
             matters = edited is own or self.linked is not None
-            untouched = matters and not written and torch.equal(own[:, step], x)
+            untouched = matters and not written and _same_values(own[:, step], x)
             if self.linked is not None:
                 self.linked.holds_what_arrived = untouched
         else:
@@ -512,7 +548,7 @@ def _with_gradient_hooks(arrived: Tensor, left: Tensor, run: GradientHooks) -> T
     before the first step: there a graph begins.
     """
     if not (arrived.requires_grad or left.requires_grad):
-        if not torch.is_grad_enabled() or left.is_inference() or _is_transformed():
+        if not torch.is_grad_enabled() or left.is_inference() or is_transformed():
             return left
         left = left.detach().requires_grad_()
     return _HookGradient.apply(arrived, left, run)
@@ -531,6 +567,14 @@ def _leads_to(node: Any, target: Any) -> bool:
     return False
 
 
+_Kind = tuple[tuple[int, ...], torch.dtype, torch.device]
+"""What has to be the same of an activation and of what a hook makes of it."""
+
+
+def _kind(tensor: Tensor) -> _Kind:
+    return tuple(tensor.shape), tensor.dtype, tensor.device
+
+
 def _version(tensor: Tensor) -> int | None:
     """How often the tensor was written to; None where torch does not count (inference mode)."""
     return None if tensor.is_inference() else tensor._version
@@ -538,12 +582,7 @@ def _version(tensor: Tensor) -> int | None:
 
 def _only_values_count(x: Tensor) -> bool:
     """Whether tensors may be written in place of new ones: no graph, tangent, transform or autocast is about."""
-    return not (torch.is_grad_enabled() or _is_transformed() or torch.is_autocast_enabled(x.device.type))
-
-
-def _is_transformed() -> bool:
-    """Whether operations mean more than values and a graph: forward mode or torch.func is about."""
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return not (torch.is_grad_enabled() or is_transformed() or torch.is_autocast_enabled(x.device.type))
 
 
 def _may_recycle(x: Tensor) -> bool:
@@ -551,9 +590,16 @@ def _may_recycle(x: Tensor) -> bool:
     return x.device.type == "cpu" and _only_values_count(x)
 
 
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal; False where that cannot be told."""
+    return not (values_are_hidden(a) or values_are_hidden(b)) and torch.equal(a, b)
+
+
 def _same_bits(tensor: Tensor, x: Tensor, step: int) -> bool:
     """Whether one step of a tensor is ``x``, signs of zeros and all; False where that is slow to tell."""
-    if not (tensor.is_contiguous() and x.is_contiguous()) or x.shape[-1] * x.element_size() % 8:
+    if not (tensor.is_contiguous() and x.is_contiguous()):
+        return False
+    if any(n * x.element_size() % 8 for n in (x.shape[-1], x.storage_offset(), tensor.storage_offset())):
         return False
     return torch.equal(tensor.view(torch.int64)[:, step], x.view(torch.int64))
 

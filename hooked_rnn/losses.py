@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hooked_rnn.errors import LabelError
+from hooked_rnn.transforms import values_are_hidden
 
 IGNORED = -100
 """Label of a position that is left out of the loss."""
@@ -41,6 +42,8 @@ def checked_labels(
     if labels.device != device:
         raise LabelError(f"labels are on {labels.device}: expected {device}, where the input is")
     labels = labels.long()
+    if values_are_hidden(labels):
+        return labels
     kept = labels[..., -n_kept:] if labels.ndim == 2 else labels
     counted = kept[kept != IGNORED]
     if counted.numel() == 0:

@@ -26,6 +26,7 @@ from hooked_rnn.signals import checked_signals
 from hooked_rnn.states import NetworkState, by_layer, of_network
 from hooked_rnn.tokens import TokensLike, to_tokens
 from hooked_rnn.transformer_tools import TransformerTools
+from hooked_rnn.transforms import uncompiled
 
 ReturnType = Literal["logits", "loss", "both"] | None
 RETURN_TYPES: tuple[ReturnType, ...] = ("logits", "loss", "both", None)
@@ -77,6 +78,7 @@ class HookedRNN(
         self.to(cfg.device, cfg.dtype)
         self.setup()
 
+    @uncompiled
     def forward(
         self,
         tokens: TokensLike,

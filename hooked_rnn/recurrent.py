@@ -2,11 +2,10 @@
 
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from hooked_rnn.affine import affine, draw
+from hooked_rnn.affine import affine, draw, undrawn
 from hooked_rnn.config import CELLS, HookedRNNConfig
 from hooked_rnn.errors import HookError
 from hooked_rnn.hook_points import IsolatedHookPoint, StepHookPoint
@@ -43,10 +42,10 @@ class RecurrentBlock(nn.Module):
     def __init__(self, cfg: HookedRNNConfig, d_in: int) -> None:
         super().__init__()
         d_preact = self.n_gates * cfg.d_hidden
-        self.W_ih = nn.Parameter(torch.empty(d_in, d_preact))
-        self.W_hh = nn.Parameter(torch.empty(cfg.d_hidden, d_preact))
-        self.b_ih = nn.Parameter(torch.empty(d_preact)) if cfg.bias else None
-        self.b_hh = nn.Parameter(torch.empty(d_preact)) if cfg.bias else None
+        self.W_ih = undrawn(d_in, d_preact)
+        self.W_hh = undrawn(cfg.d_hidden, d_preact)
+        self.b_ih = undrawn(d_preact) if cfg.bias else None
+        self.b_hh = undrawn(d_preact) if cfg.bias else None
         self.init_scale = cfg.init_scale
 
         self.hook_input = IsolatedHookPoint()  # [batch, pos, n_gates*d_hidden]

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hooked_rnn.errors import TokenError
+from hooked_rnn.transforms import values_are_hidden
 
 TokensLike = Tensor | str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
@@ -83,6 +84,8 @@ def _checked(tokens: Tensor, cfg: TakesTokens) -> Tensor:
     if tokens.device != cfg.device:
         raise TokenError(f"tokens are on {tokens.device}: expected {cfg.device}, where the model is")
     tokens = tokens.long()
+    if values_are_hidden(tokens):
+        return tokens
     low, high = (int(x) for x in tokens.aminmax())
     assert cfg.d_vocab is not None  # the model saw to it that its input is tokens
     if low < 0 or high >= cfg.d_vocab:

@@ -123,16 +123,26 @@ def _check_kinds(embedding: object, rnn: object, readout: object) -> None:
         _check_options(rnn)
     for module in (embedding, *_parts(rnn), readout):
         _check_forward(module)
+        _check_no_hooks(module)
 
 
 def _check_forward(module: Any) -> None:
     """That a class of a torch module does what that module does; one that only has its weights made otherwise does."""
     classes: list[Any] = [nn.Embedding, nn.Linear, *RECURRENT_MODULES.values(), *CELL_MODULES.values()]
     for known in classes:
-        if isinstance(module, known) and type(module).forward is not known.forward:
+        if isinstance(module, known) and (type(module).forward is not known.forward or "forward" in vars(module)):
             raise ConversionError(
                 f"{type(module).__name__} has a forward of its own: expected nn.{known.__name__}'s, as nothing else is known to be the same"
             )
+
+
+def _check_no_hooks(module: Any) -> None:
+    """That no hook of the module's changes what it computes, or makes its weights anew, as pruning's do."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()] if module is not None else []
+    if hooks:
+        raise ConversionError(
+            f"{type(module).__name__} has the hook {hooks[0]!r}: expected none, as what it does is not known; remove it first"
+        )
 
 
 def _check_options(rnn: nn.RNNBase) -> None:

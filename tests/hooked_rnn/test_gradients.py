@@ -310,6 +310,22 @@ def test_a_cached_gradient_is_not_changed_by_a_second_backward_pass(cell: str, p
     assert_close(steer.grad, 2 * before, **exact)
 
 
+@every_point_of_cells
+def test_a_cached_gradient_is_not_changed_with_the_gradient_of_a_tensor_that_a_hook_patched_in(
+    cell: str, point: Point
+) -> None:
+    model, name = make_model(cell=cell), name_of(point)
+    patch = random(BATCH, STEPS, width_of(model, point)).requires_grad_()
+    model.add_hook(name, lambda x, hook: patch)
+    cache = model.add_caching_hooks(name, incl_bwd=True)
+    model(TOKENS, return_type="loss", labels=LABELS).backward()
+    before = cache[f"{name}_grad"].clone()
+    assert_close(patch.grad, before, **exact)
+    patch.grad.zero_()
+    assert torch.equal(cache[f"{name}_grad"], before)
+    assert before.any()
+
+
 @step_points_of_cells
 def test_backward_hooks_run_from_the_last_step_to_the_first_with_later_positions_filled(
     cell: str, point: Point

@@ -1,6 +1,10 @@
 """What a hook in the time loop is given, what looking costs, and the plain path."""
 
+import copy
 import itertools
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,6 +22,7 @@ from causality import (
     doubled,
     doubled_in_place,
     edit_at,
+    every_cell,
     every_point_and_a_few_gated,
     every_point_of_cells,
     exact,
@@ -173,6 +178,45 @@ def test_the_hooked_path_gives_the_plain_path_s_bits(
         for hook in (Watch(), lambda x, hook: None, lambda x, hook: x):
             hooked = model.run_with_hooks(TOKENS, fwd_hooks=[(name_of(point), hook)], initial_state=state)
             assert torch.equal(hooked, plain)
+
+
+@every_cell
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_on_a_copy_a_hook_is_told_the_step_of_the_copy(cell: str, direction: str) -> None:
+    model, seen = make_model(cell=cell), []
+    point = model.hook_dict["blocks.1.hook_hidden"]
+    point.add_hook(lambda x, hook: seen.append((hook.step, hook.n_steps)), dir=direction)
+    twin = copy.deepcopy(model)
+    twin(TOKENS).sum().backward()
+    order = range(STEPS) if direction == "fwd" else reversed(range(STEPS))
+    assert seen == [(t, STEPS) for t in order]
+    assert (point.step, point.n_steps) == (None, None)
+    seen.clear()
+    pickle.loads(pickle.dumps(make_model(cell=cell)))(TOKENS)  # a model of its own
+    assert seen == []
+
+
+@step_points_of_cells
+def test_each_thread_has_steps_of_its_own(cell: str, point: Point) -> None:
+    """One thread runs a whole pass while another is in the middle of one."""
+    model, first, seen = make_model(cell=cell), threading.get_ident(), []
+    plain = model(TOKENS)
+
+    def edit(x: Tensor, hook: HookPoint) -> Tensor | None:
+        step = hook.step
+        if step == 1 and threading.get_ident() == first:
+            with ThreadPoolExecutor(1) as pool:
+                others.append(pool.submit(model, TOKENS[:, :3]).result())
+        seen.append((step, hook.step))
+        return 2 * x if hook.step == 1 else None
+
+    others: list[Tensor] = []
+    logits = model.run_with_hooks(TOKENS, fwd_hooks=[(name_of(point), edit)])
+    assert seen == [(t, t) for t in (0, 0, 1, 2, 1, 2, 3)]
+    expected = by_hand(model, {(*point, 1): lambda x: 2 * x}).logits
+    assert_close(logits, expected, **exact)
+    assert_close(others[0], expected[:, :3], **exact)
+    assert not torch.allclose(logits, plain)
 
 
 def test_a_layer_without_hooks_in_its_loop_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:

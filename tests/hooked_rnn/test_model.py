@@ -436,6 +436,19 @@ def test_a_model_is_made_with_the_dtype_asked_for(dtype: torch.dtype) -> None:
     assert model.b_U.dtype == dtype
 
 
+def test_torch_s_default_device_and_dtype_change_no_weight() -> None:
+    cfg = HookedRNNConfig(**SIZES, bias=True)
+    model = HookedRNN(cfg)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            other = HookedRNN(cfg)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (other.cfg.device, other.cfg.dtype) == (torch.device("cpu"), torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("hooked", [False, True])
 def test_bfloat16_runs_and_is_near(hooked: bool) -> None:
     model = HookedRNN(HookedRNNConfig(**SIZES, n_layers=2, bias=True))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from causality import LABELS, TOKENS, Hook, Point, doubled, every_point_of_cells, ignore, make_model, name_of
+from torch import Tensor
 
 from hooked_rnn import HookedRNN
 from hooked_rnn.errors import HookError, UnknownHookPointError
@@ -25,6 +26,9 @@ from hooked_rnn.errors import HookError, UnknownHookPointError
         (lambda x: x.tolist(), "list"),
         (lambda x: 0.0, "float"),
         (lambda x: (x,), "tuple"),
+        (lambda x: turn_around(x), "made its tensor one of shape"),
+        (lambda x: x.unsqueeze_(0), "shape"),
+        (lambda x: setattr(x, "data", x.data.float()), "made its tensor one of dtype torch.float32"),
     ],
 )
 def test_an_edit_that_cannot_take_the_activation_s_place_is_refused(
@@ -38,7 +42,14 @@ def test_an_edit_that_cannot_take_the_activation_s_place_is_refused(
 
 
 @every_point_of_cells
-@pytest.mark.parametrize(("wrong", "said"), [(lambda g: g[:, :1, :1], "shape"), (lambda g: g.float(), "dtype")])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda g: g[:, :1, :1], "shape"),
+        (lambda g: g.float(), "dtype"),
+        (lambda g: turn_around(g), "its tensor one of"),
+    ],
+)
 def test_a_gradient_of_another_kind_is_refused(cell: str, point: Point, wrong: Hook, said: str) -> None:
     model = make_model(cell=cell)
     with (
@@ -47,6 +58,11 @@ def test_a_gradient_of_another_kind_is_refused(cell: str, point: Point, wrong: H
     ):
         model(TOKENS, return_type="loss", labels=LABELS).backward()
     assert model.list_hooks() == {}
+
+
+def turn_around(x: Tensor) -> None:
+    """In place, to another shape."""
+    x.transpose_(0, 1)
 
 
 def enter(model: HookedRNN, name: Any, direction: str) -> None:

@@ -153,6 +153,20 @@ def test_the_initial_state_is_left_as_it_was(cell: str, mode: Any) -> None:
 
 
 @every_cell
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_state_may_begin_anywhere_in_its_memory(cell: str, mode: Any, dtype: torch.dtype) -> None:
+    model = make_model(cell=cell).to(dtype)
+    parts = parts_of(random_state(model, dtype))
+    shifted = [torch.cat([part.new_zeros(1), part.flatten()])[1:].view_as(part) for part in parts]
+    with mode():
+        hooked = model.run_with_hooks(
+            TOKENS, fwd_hooks=[(lambda name: True, lambda x, hook: None)], initial_state=as_state(shifted)
+        )
+        assert torch.equal(hooked, model(TOKENS, initial_state=as_state(parts)))
+
+
+@every_cell
 def test_a_returned_state_is_not_written_over_by_the_next_pass(cell: str) -> None:
     model = make_model(cell=cell)
     with torch.no_grad():

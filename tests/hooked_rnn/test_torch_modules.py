@@ -11,6 +11,7 @@ from causality import by_hand, exact, integers, make_model, nonlinear, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from hooked_rnn import HookedRNN, HookedRNNConfig
@@ -349,6 +350,57 @@ REFUSED: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], str]] = {
         "DoublingReadout has a forward of its own: expected nn.Linear's",
     ),
 }
+
+
+def doubling_from_outside(out: nn.Linear) -> nn.Linear:
+    out.forward = lambda x: 2 * nn.Linear.forward(out, x)
+    return out
+
+
+def with_hook(module: Any, hook: Callable[..., Any]) -> Any:
+    module.register_forward_hook(hook)
+    return module
+
+
+def double_the_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return 2 * output
+
+
+REFUSED |= {
+    "a forward put in from outside": (
+        lambda: (embedding(), gru(), doubling_from_outside(readout())),
+        "Linear has a forward of its own: expected nn.Linear's",
+    ),
+    "a hook": (
+        lambda: (with_hook(embedding(), double_the_output), gru(), readout()),
+        "Embedding has the hook <function double_the_output",
+    ),
+    "a hook on one cell": (
+        lambda: (embedding(), [with_hook(nn.GRUCell(D_MODEL, D_HIDDEN), double_the_output)], readout()),
+        "GRUCell has the hook <function double_the_output",
+    ),
+    "weights that a hook makes anew": (
+        lambda: (embedding(), gru(), prune.l1_unstructured(readout(), "weight", 0.5)),
+        "Linear has the hook <torch.nn.utils.prune.L1Unstructured object",
+    ),
+}
+
+
+def test_a_pruned_module_is_taken_once_the_pruning_is_made_permanent() -> None:
+    embed, rnn, x = embedding(), gru(batch_first=True), inputs("tokens")
+    out = prune.remove(prune.l1_unstructured(readout(), "weight", 0.5), "weight")
+    assert_close(HookedRNN.from_torch(embed, rnn, out)(x), run_torch(embed, rnn, out, x), rtol=0, atol=1e-6)
+
+
+def test_weights_that_modules_share_are_two_weights_afterwards() -> None:
+    out, x = nn.Linear(D_HIDDEN, VOCAB, bias=False), inputs("tokens")
+    embed, rnn = nn.Embedding(VOCAB, D_HIDDEN), nn.GRU(D_HIDDEN, D_HIDDEN, batch_first=True)
+    out.weight = embed.weight
+    model = HookedRNN.from_torch(embed, rnn, out)
+    assert_close(model(x), run_torch(embed, rnn, out, x), rtol=0, atol=1e-6)
+    model(x).square().sum().backward()
+    run_torch(embed, rnn, out, x).square().sum().backward()
+    assert_close(model.W_E.grad + model.W_U.grad.T, embed.weight.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("unchecked")
