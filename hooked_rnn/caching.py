@@ -11,7 +11,7 @@ from transformer_lens.utilities import Slice, remove_batch_dim
 
 from hooked_rnn.errors import TransformerOnlyError, UnknownHookPointError, choices
 from hooked_rnn.hook_points import ObservingHook
-from hooked_rnn.transformer_tools import NO_ATTENTION, NO_MLP, NO_SSM, NO_STREAM, unknown_hook_point
+from hooked_rnn.transformer_tools import NO_ATTENTION, NO_MLP, NO_SSM, NO_STREAM, step_of, unknown_hook_point
 
 NamesFilter = str | Collection[str] | Callable[[str], bool] | None
 
@@ -81,7 +81,11 @@ class RNNActivationCache(ActivationCache):
         if name.removesuffix("_grad") not in known:
             return unknown_hook_point(name, known)
         how = "run_with_cache with incl_bwd=True" if name.endswith("_grad") else "a names_filter that takes it"
-        return f"this cache does not hold {name!r}, but {choices(self.cache_dict) or 'nothing'}: expected {how}"
+        step = step_of(name.removesuffix("_grad"))
+        if step is not None:
+            how += f", and a sequence with a position {step}"
+        held = [kept for kept in self.cache_dict if step_of(kept) is None or step is not None]
+        return f"this cache does not hold {name!r}, but {choices(held) or 'nothing'}: expected {how}"
 
     accumulated_resid = _refusal("accumulated_resid", NO_STREAM, "stack_activation('out')")
     decompose_resid = _refusal("decompose_resid", NO_STREAM, "stack_activation('out')")
@@ -114,8 +118,9 @@ def matching_names(known: Collection[str], names_filter: NamesFilter) -> list[st
     if callable(names_filter):
         matched = [name for name in known if names_filter(name)]
         if not matched:
+            whole_first = sorted(known, key=lambda name: step_of(name) is not None)
             raise UnknownHookPointError(
-                f"the filter {names_filter!r} matches no hook point; there are {choices(known)}"
+                f"the filter {names_filter!r} matches no hook point; there are {choices(whole_first)}"
             )
         return matched
     wanted = [names_filter] if isinstance(names_filter, str) else list(names_filter)

@@ -91,9 +91,11 @@ class HookedRNNWarning(UserWarning):
     """Something that a user should know of and that is no error."""
 
 
-def choices(names: Iterable[object]) -> str:
-    """Names as they stand in an error message: ``'a', 'b' or 'c'``."""
+def choices(names: Iterable[object], most: int = 32) -> str:
+    """Names as they stand in an error message: ``'a', 'b' or 'c'``; where there are very many, the first ones and how many."""
     quoted = [repr(name) for name in names]
+    if len(quoted) > most:
+        return f"{', '.join(quoted[:most])} or another of {len(quoted)}"
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
 
 

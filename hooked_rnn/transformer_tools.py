@@ -61,7 +61,16 @@ def unknown_hook_point(name: object, known: Collection[str]) -> str:
         layer = int(match[1]) if match.re.groups and match[1] else 0
         instead = counterpart and counterpart.format(layer=layer, below=layer - 1)
         return f"no hook point is named {name!r}, as {reason}" + (f"; nearest: {instead!r}" if instead in known else "")
+    step = step_of(str(name))
+    if step is not None and re.sub(r"steps\.\d+\.", "", str(name)) in known:
+        return f"no hook point is named {name!r}: expected model.set_use_step_hooks(True, n_steps) first, with n_steps above {step}"
     return f"no hook point is named {name!r}; nearest: {nearest(str(name), known)}"
+
+
+def step_of(name: str) -> int | None:
+    """Which step a step point is of, by its name; None for any other name."""
+    match = re.fullmatch(r"blocks\.\d+\.steps\.(\d+)\.hook_\w+", name)
+    return None if match is None else int(match[1])
 
 
 class TransformerFields:

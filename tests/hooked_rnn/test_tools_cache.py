@@ -193,11 +193,28 @@ def test_a_name_that_the_cache_lacks_is_one_error_that_says_which_kind() -> None
         cache["hook_logits_grad"]
     with pytest.raises(UnknownHookPointError, match=r"no hook point is named 'blocks\.0\.hook_hiden'; nearest"):
         cache["hiden", 0]
-    with pytest.raises(UnknownHookPointError, match=r"'blocks\.1\.steps\.0\.hook_hidden'"):
+    with pytest.raises(
+        UnknownHookPointError, match=r"'blocks\.1\.steps\.0\.hook_hidden': expected .*set_use_step_hooks"
+    ):
         cache["hidden", 1, "steps.0"]
     cache.model = None
     with pytest.raises(UnknownHookPointError, match=r"nearest: 'hook_logits'"):
         cache["logit"]
+
+
+def test_a_step_point_that_there_is_not_is_one_error_that_says_how_there_would_be() -> None:
+    model = make_model("gru")
+    model.set_use_step_hooks(True, 100)
+    name = "blocks.0.steps.100.hook_hidden"
+    with pytest.raises(UnknownHookPointError, match=r"expected model.set_use_step_hooks\(True, n_steps\) .* above 100"):
+        model.add_hook(name, lambda x, hook: None)
+    _, cache = model.run_with_cache(TOKENS)
+    with pytest.raises(UnknownHookPointError, match=r"expected .* a sequence with a position 50") as caught:
+        cache["hidden", 0, "steps.50"]
+    assert len(str(caught.value)) < 2500
+    with pytest.raises(UnknownHookPointError, match="or another of 1824") as caught:  # few of which are named
+        model.run_with_cache(TOKENS, names_filter=lambda name: False)
+    assert "'blocks.1.hook_hidden'" in str(caught.value)
 
 
 # Direct logit attribution, of what the top layer sends up
