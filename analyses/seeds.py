@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analyses.adder import Adder
 from analyses.claims import judge
 from analyses.errors import ReportError
+from analyses.key_frequencies import find
 from analyses.measure import Measurements, Subject, load_subject, measure
-from hooked_rnn.pretrained import read_training
+from analyses.metrics import Absent, Metrics, run_metrics
+from hooked_rnn import HookedRNN, load_model
+from hooked_rnn.architectures import architecture_of
+from hooked_rnn.pretrained import local_directory, read_training
+from hooked_rnn.tasks import task_from_dict
 from hooked_rnn.weights import digest
 
 SEEDS = "seeds.csv"
@@ -88,12 +94,18 @@ def tabulate(runs: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def row_of(run: str) -> dict[str, Any]:
-    """Every metric of one run directory."""
-    subject = load_subject(run)
-    record = read_training(subject.directory) if subject.directory else None
+    """Every metric of one run directory: of a recurrent network the report's, of another model :mod:`analyses.metrics`'s."""
+    directory = local_directory(run)
+    record = read_training(directory) if directory else None
     if record is None:
         raise ReportError(f"{run} has no train.json: expected the directory of a run")
-    return row(subject, measure(subject), record["train"])
+    model = load_model(run)
+    if isinstance(model, HookedRNN):
+        subject = load_subject(run)
+        return row(subject, measure(subject), record["train"])
+    adder, train = Adder(model, task_from_dict(record["task"])), record["train"]
+    trained_on, _ = adder.task.split(train["train_fraction"], train["seed"])
+    return baseline_row(adder, run_metrics(adder, trained_on), train)
 
 
 def row(subject: Subject, m: Measurements, train: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +138,51 @@ def row(subject: Subject, m: Measurements, train: Mapping[str, Any]) -> dict[str
     measured |= {claim.id: claim.holds for claim in judge(m)}
     measured["sha256"] = digest(subject.model.state_dict())[:16]
     return measured
+
+
+def baseline_row(adder: Adder, m: Metrics, train: Mapping[str, Any]) -> dict[str, Any]:
+    """Every metric of one run of a transformer or an MLP, in the same units; None for what it has not."""
+    by_logits = find(adder, "logit variance")
+    return {
+        "seed": train["seed"],
+        "steps": train["steps"],
+        "train_fraction": train["train_fraction"],
+        "accuracy": m.accuracy,
+        "held_out_accuracy": _or_none(m.held_out_accuracy),
+        "loss": m.loss,
+        "n_key": len(m.key.frequencies),
+        "key_frequencies": " ".join(map(str, m.key.by_share)),
+        "key_shares": " ".join(f"{m.key.spectrum.share(k):.3f}" for k in m.key.by_share),
+        "n_key logits": len(by_logits.frequencies),
+        "key_frequencies logits": " ".join(map(str, by_logits.by_share)),
+        **{f"energy {name}": _or_none(m.held(name)) for name in m.energy},
+        **{f"purity {name}": value for name, value in m.purity.items()},
+        "embedding_explained": m.explained,
+        "neurons_explained": m.neurons.share_above,
+        "logits_clock": None if isinstance(m.clock, Absent) else m.clock.explained,
+        "logits_pizza": None if isinstance(m.pizza, Absent) else m.pizza.explained,
+        **_removed(m),
+        "restricted_loss": None if isinstance(m.losses, Absent) else m.losses.restricted.all,
+        "excluded_loss": None if isinstance(m.losses, Absent) else m.losses.excluded.all,
+        "gradient_symmetricity": None if isinstance(m.symmetry, Absent) else m.symmetry.symmetricity,
+        "distance_irrelevance": _or_none(m.distance_irrelevance),
+        "circularity": m.circularity,
+        "sha256": digest(architecture_of(adder.model).weights_of(adder.model))[:16],
+    }
+
+
+def _removed(m: Metrics) -> dict[str, float]:
+    """Mean accuracy with key frequencies removed from each site, and with as many others."""
+    found = {}
+    for site, ablation in {} if isinstance(m.removal, Absent) else m.removal.items():
+        found[f"{site} without 1"] = ablation.key[1].mean
+        found[f"{site} without all"] = ablation.key[max(ablation.key)].mean
+        found[f"{site} without as many others"] = ablation.random[max(ablation.random)].mean
+    return found
+
+
+def _or_none(value: float | Absent) -> float | None:
+    return None if isinstance(value, Absent) else value
 
 
 def choose(rows: Sequence[Mapping[str, Any]], rule: Rule) -> Mapping[str, Any]:

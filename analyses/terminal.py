@@ -7,15 +7,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analyses.adder import Adder
 from analyses.circuit import WAVES, Circuit
 from analyses.claims import VERDICTS, Claim, Verdict
 from analyses.clock_pizza import ClockOrPizza
+from analyses.key_frequencies import find
 from analyses.low_rank import cumulative_energy, held_by_first
-from analyses.measure import accuracy_of, key_frequencies_of, load_subject, matrices
+from analyses.measure import matrices
 from analyses.progress import Progress
 from analyses.report import Report, facts
 from analyses.seeds import columns
-from hooked_rnn.pretrained import embedded_names
+from hooked_rnn import HookedRNN, load_model, model_config
+from hooked_rnn.architectures import architecture_of
+from hooked_rnn.pretrained import EMBEDDED, embedded_names, read_training
+from hooked_rnn.tasks import task_from_dict
 
 STYLES: dict[Verdict, str] = {"holds": "green", "partly": "yellow", "no": "red"}
 LEAST_WIDTH = 120
@@ -48,20 +53,34 @@ def claims_table(claims: Sequence[Claim]) -> Table:
 
 def print_embedded() -> None:
     """The embedded models, with figures that are measured on their weights here and now."""
-    table = Table(
-        "model", "p", "d_model", "d_hidden", "parameters", "accuracy", "key frequencies", "energy of 2K components"
+    heads = (
+        "model",
+        "kind",
+        "p",
+        "d_model",
+        "width",
+        "parameters",
+        "accuracy",
+        "key frequencies",
+        "energy of 2K components",
     )
+    table = Table(*heads, caption="width: d_hidden of an rnn, d_mlp of a transformer")
     for name in embedded_names():
-        subject = load_subject(name)
-        cfg, key = subject.model.cfg, key_frequencies_of(subject.model, subject.task).frequencies
-        held = {n: held_by_first(cumulative_energy(m), 2 * len(key)) for n, m in matrices(subject.model).items()}
+        model, record = load_model(name), read_training(EMBEDDED / name)
+        assert record is not None  # every embedded model has one
+        cfg, adder = model_config(model), Adder(model, task_from_dict(record["task"]))
+        key = find(adder).frequencies
+        weights = matrices(model) if isinstance(model, HookedRNN) else {"W_E": adder.W_E, "W_U": adder.W_U}
+        held = {n: held_by_first(cumulative_energy(m), 2 * len(key)) for n, m in weights.items()}
+        correct = adder.logits().argmax(-1) == adder.labels
         table.add_row(
             name,
-            str(subject.task.p),
+            cfg.architecture,
+            str(adder.p),
             str(cfg.d_model),
-            str(cfg.d_hidden),
-            f"{sum(w.numel() for w in subject.model.parameters()):,}",
-            f"{accuracy_of(subject):.2%}",
+            str(cfg.d_hidden if isinstance(model, HookedRNN) else cfg.d_mlp),
+            f"{sum(w.numel() for w in architecture_of(model).weights_of(model).values()):,}",
+            f"{correct.double().mean():.2%}",
             " ".join(map(str, key)),
             ", ".join(f"{n} {share:.1%}" for n, share in held.items()),
         )

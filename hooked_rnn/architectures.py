@@ -82,7 +82,8 @@ class FeedForwardNetwork(Architecture):
         return n_positions == cfg.n_ctx
 
     def last_logits(self, model: HookedMLP, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab_out"]:
-        return super().last_logits(model, tokens) if lookup.has_hooks(model) else lookup.mlp_logits(model, tokens)
+        in_full = type(model).forward is not HookedMLP.forward or lookup.has_hooks(model)
+        return super().last_logits(model, tokens) if in_full else lookup.mlp_logits(model, tokens)
 
 
 class Transformer(Architecture):

@@ -15,7 +15,8 @@ from statistics import median
 from typing import Any
 
 from analyses.seeds import RULES, SEEDS, choose, tabulate, write_csv
-from hooked_rnn import HookedRNN
+from hooked_rnn import TransformerConfig, load_model, model_config, save_model
+from hooked_rnn.architectures import architecture_of
 from hooked_rnn.files import write_text_atomically
 from hooked_rnn.pretrained import EMBEDDED, TRAINING, read_training
 from hooked_rnn.training.run_directory import HISTORY
@@ -33,6 +34,12 @@ SPREAD_OF = (
     "largest_fit_error",
     "W_E without 1",
     "W_E without all",
+    "n_key logits",
+    "neurons_explained",
+    "logits_clock",
+    "logits_pizza",
+    "restricted_loss",
+    "excluded_loss",
 )
 
 
@@ -48,7 +55,7 @@ def main() -> None:
     by_seed = {read_training(Path(run))["train"]["seed"]: Path(run) for run in arguments.runs}
     source, target = by_seed[chosen["seed"]], EMBEDDED / arguments.name
     target.mkdir(parents=True, exist_ok=True)
-    HookedRNN.from_pretrained(source).save_pretrained(target)
+    save_model(load_model(source), target)
     for file in (TRAINING, HISTORY):
         shutil.copyfile(source / file, target / file)
     write_csv(rows, target / SEEDS)
@@ -67,20 +74,19 @@ def card(
 ) -> str:
     """The model card, every number of it from the table."""
     train, task, versions = record["train"], record["task"], record["versions"]
-    model = HookedRNN.from_pretrained(EMBEDDED / name)
-    sizes = (
-        f"d_model {model.cfg.d_model}, d_hidden {model.cfg.d_hidden}, {model.cfg.n_layers} layer, {model.cfg.act_fn}"
-    )
+    model = load_model(EMBEDDED / name)
+    cfg, parameters = model_config(model), architecture_of(model).weights_of(model)
+    tokens = "tokens a, b, =" if task["equals_token"] else "tokens a, b"
     return f"""---
 license: mit
 library_name: hooked-rnn
-tags: [interpretability, transformer-lens, rnn, modular-addition]
+tags: [interpretability, transformer-lens, {cfg.architecture}, modular-addition]
 ---
 
 # {name}
 
-A vanilla RNN that adds two numbers modulo {task["p"]}, trained by hooked_rnn: two tokens a, b; {sizes};
-{"with" if model.cfg.bias else "no"} biases; {sum(w.numel() for w in model.parameters()):,} parameters.
+{_kind(cfg)} that adds two numbers modulo {task["p"]}, trained by hooked_rnn: {tokens}; {_sizes(cfg)};
+{"with" if cfg.bias else "no"} biases; {sum(w.numel() for w in parameters.values()):,} parameters.
 
 | | |
 | --- | --- |
@@ -90,7 +96,7 @@ A vanilla RNN that adds two numbers modulo {task["p"]}, trained by hooked_rnn: t
 | trained on | {train["train_fraction"]:.0%} of the {task["p"] ** 2:,} pairs, full batch, {record["dtype"]} on {record["device"]} |
 | recipe | {_recipe(train)}; betas {tuple(train["betas"])} |
 | accuracy | {chosen["accuracy"]:.2%} of all pairs, {chosen["held_out_accuracy"]:.2%} of those not trained on |
-| key frequencies | {chosen["key_frequencies"].replace(" ", ", ")} (strongest first; shares {chosen["key_shares"].replace(" ", ", ")} of the power of W_E W_ih) |
+| key frequencies | {chosen["key_frequencies"].replace(" ", ", ")} (strongest first; shares {chosen["key_shares"].replace(" ", ", ")} of the power of {_embedding(cfg)}) |
 | weights | SHA-256 of names, shapes and bytes begins {chosen["sha256"]} |
 
 The same command gives the same bits on the same kind of machine with the same versions; on another one rounding differs,
@@ -102,10 +108,7 @@ Seeds {", ".join(str(row["seed"]) for row in rows)} were trained and measured. T
 
 ## Every seed
 
-Accuracies and energies are fractions of one. `energy X`: share of X's energy in its first 2K singular components, K the
-number of key frequencies. `fit error`: relative error of the last hidden state's projections (claim C6), the least and the
-largest over the key frequencies. `without 1`, `without all`: mean accuracy with so many key frequencies removed there. C1 to
-C7: whether the claim holds by `analyses/claims.py`. The same numbers, with full digits: `seeds.csv`.
+{_legend(cfg)}
 
 {_table([_turned(row) for row in rows], [str(row["seed"]) + (" (this one)" if row is chosen else "") for row in rows])}
 
@@ -113,8 +116,36 @@ C7: whether the claim holds by `analyses/claims.py`. The same numbers, with full
 
 | metric | min | median | max |
 | --- | --- | --- | --- |
-{chr(10).join(_spread(metric, rows) for metric in SPREAD_OF)}
+{chr(10).join(_spread(metric, rows) for metric in SPREAD_OF if metric in rows[0])}
 """
+
+
+def _kind(cfg: Any) -> str:
+    return "A transformer" if isinstance(cfg, TransformerConfig) else "A vanilla RNN"
+
+
+def _sizes(cfg: Any) -> str:
+    width = (
+        f"{cfg.n_heads} heads, d_mlp {cfg.d_mlp}" if isinstance(cfg, TransformerConfig) else f"d_hidden {cfg.d_hidden}"
+    )
+    return f"d_model {cfg.d_model}, {width}, {cfg.n_layers} layer, {cfg.act_fn}"
+
+
+def _embedding(cfg: Any) -> str:
+    return "W_E" if isinstance(cfg, TransformerConfig) else "W_E W_ih"
+
+
+def _legend(cfg: Any) -> str:
+    common = """Accuracies and energies are fractions of one. `energy X`: share of X's energy in its first 2K singular components, K the
+number of key frequencies. `without 1`, `without all`: mean accuracy with so many key frequencies removed there."""
+    if isinstance(cfg, TransformerConfig):
+        return f"""{common}
+`n_key logits`: frequencies with more than 1% of the logits' variance on cos(w(a+b-c)). `neurons_explained`: share of the neurons of
+whose variance one frequency explains more than 85%. `logits_clock`, `logits_pizza`: share of the logits' variance that the form
+explains at the key frequencies. Losses in nats. Operators: `analyses/metrics.py`. The same numbers, with full digits: `seeds.csv`."""
+    return f"""{common}
+`fit error`: relative error of the last hidden state's projections (claim C6), the least and the largest over the key frequencies.
+C1 to C7: whether the claim holds by `analyses/claims.py`. The same numbers, with full digits: `seeds.csv`."""
 
 
 def _recipe(train: Mapping[str, Any]) -> str:

@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 from planted import random_model
 
+from analyses.adder import Adder
+from analyses.circuit import logit_fit
 from analyses.errors import ReportError
-from analyses.seeds import RULES, Rule, choose, read_csv, tabulate, write_csv
-from hooked_rnn import ModularAddition, TrainConfig, train
+from analyses.fourier import FourierBasis
+from analyses.neurons import cluster_neurons
+from analyses.seeds import RULES, Rule, choose, read_csv, row_of, tabulate, write_csv
+from hooked_rnn import ModularAddition, TrainConfig, TransformerConfig, build_model, save_model, train
+from hooked_rnn.architectures import architecture_of
+from hooked_rnn.weights import digest
 
 GOOD = {"accuracy": 0.999, "n_key": 3, "W_E without 1": 0.86, "W_E without all": 0.05}
 
@@ -83,3 +89,26 @@ def test_a_model_without_its_training_is_no_row(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="cannot write"):
         write_csv([{"seed": 1}], tmp_path / "nowhere" / "table.csv")
+
+
+def test_a_transformers_row_has_what_means_something_on_it(tmp_path: Path) -> None:
+    task = ModularAddition(11, equals_token=True)
+    cfg = TransformerConfig(d_vocab=12, d_vocab_out=11, d_model=16, n_heads=2, d_mlp=24, seed=4)
+    config = TrainConfig.recipe("fast", steps=4, orthogonal_steps=4, train_fraction=0.9, seed=4)
+    model = train(build_model(cfg), task, config, tmp_path / "run", progress=False).model
+    weights = {name: w.clone() for name, w in architecture_of(model).weights_of(model).items()}
+    weights["embed.W_E"][:11, :2] += 3 * FourierBasis(11).functions([2]).float().T  # now there is a key frequency
+    architecture_of(model).set_weights(model, weights)
+    save_model(model, tmp_path / "run")
+    row, adder = row_of(str(tmp_path / "run")), Adder(model, task)
+    assert (row["seed"], row["key_frequencies"], row["n_key"]) == (4, "2", 1)
+    correct = (adder.logits().argmax(-1) == task.labels).double()
+    assert row["accuracy"] == float(correct.mean())
+    assert row["held_out_accuracy"] == float(correct[task.split(0.9, 4)[1]].mean())
+    assert row["logits_clock"] == pytest.approx(logit_fit(adder.logits(), 11, [2]).explained)
+    neurons = cluster_neurons(adder.activation("blocks.0.mlp.hook_post"), 11)
+    assert row["neurons_explained"] == neurons.share_above
+    assert {"energy W_E", "energy W_U", "W_E without 1", "restricted_loss", "circularity"} <= row.keys()
+    assert not {"energy W_hh", "largest_fit_error", "C6"} & row.keys()
+    write_csv([row], tmp_path / "seeds.csv")
+    assert read_csv(tmp_path / "seeds.csv")[0]["sha256"] == row["sha256"] == digest(weights)[:16]

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from hooked_rnn import HookedRNN, HookedRNNConfig
+from hooked_rnn import HookedRNN, HookedRNNConfig, load_model
 from hooked_rnn.errors import ConfigError, RunDirectoryError, UnknownModelError, WeightsError
 from hooked_rnn.files import write_atomically
 from hooked_rnn.pretrained import embedded_names
@@ -172,7 +172,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
 @pytest.mark.parametrize("name", embedded_names())
 def test_every_embedded_model_loads(name: str) -> None:
-    assert HookedRNN.from_pretrained(name).cfg.d_vocab > 0
+    assert load_model(name).cfg.d_vocab > 0
 
 
 def test_a_run_without_weights_and_checkpoints_is_refused(saved: tuple[HookedRNN, Path]) -> None:
