@@ -383,13 +383,17 @@ class HookedRNN(
         training = rnn.training if isinstance(rnn, nn.Module) else rnn[0].training
         return model.train(training)
 
-    def to_torch(self, batch_first: bool = True) -> torch_modules.TorchModules:
+    def to_torch(self, batch_first: bool = True, cells: bool = False) -> torch_modules.TorchModules:
         """The torch modules that compute the same, with copies of the parameters: ``readout(rnn(embedding(x))[0])``.
+
+        Args:
+            batch_first: of nn.RNN, nn.GRU or nn.LSTM: whether it takes [batch, pos, d].
+            cells: have a list of nn.RNNCell, nn.GRUCell or nn.LSTMCell instead, one for each layer.
 
         Raises:
             ConversionError: a cell that torch has no module for.
         """
-        modules = torch_modules.modules_of(self.cfg, self.state_dict(), batch_first)
+        modules = torch_modules.modules_of(self.cfg, self.state_dict(), batch_first, cells)
         for module in modules:
             module.train(self.training)
         return modules

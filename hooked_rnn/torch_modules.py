@@ -21,10 +21,11 @@ Recurrent = nn.RNNBase | nn.RNNCellBase | Sequence[nn.RNNCellBase] | nn.ModuleLi
 
 
 class TorchModules(NamedTuple):
-    """What computes the same as a HookedRNN: ``readout(rnn(embedding(x))[0])``."""
+    """What computes the same as a HookedRNN: ``readout(rnn(embedding(x))[0])``, or that loop written with cells."""
 
     embedding: nn.Embedding | nn.Linear
-    rnn: nn.RNNBase
+    rnn: nn.RNNBase | nn.ModuleList
+    """One module; or, where cells were asked for, one cell for each layer."""
     readout: nn.Linear
 
 
@@ -74,7 +75,7 @@ def weights_of(embedding: Embedding | None, rnn: Recurrent, readout: nn.Linear) 
     return {name: weight.detach().clone() for name, weight in weights.items() if weight is not None}
 
 
-def modules_of(cfg: HookedRNNConfig, weights: Mapping[str, Tensor], batch_first: bool) -> TorchModules:
+def modules_of(cfg: HookedRNNConfig, weights: Mapping[str, Tensor], batch_first: bool, cells: bool) -> TorchModules:
     """The torch modules with a HookedRNN's configuration and parameters.
 
     Raises:
@@ -92,14 +93,36 @@ def modules_of(cfg: HookedRNNConfig, weights: Mapping[str, Tensor], batch_first:
     readout = _empty(nn.Linear, cfg, cfg.d_hidden, cfg.d_vocab_out, bias=cfg.unembed_bias)
     _fill(readout, {"weight": weights["unembed.W_U"].T, "bias": weights.get("unembed.b_U")})
 
-    options: dict[str, Any] = {"nonlinearity": cfg.act_fn} if cfg.cell == "rnn" else {}
-    sizes = {"num_layers": cfg.n_layers, "bias": cfg.bias, "batch_first": batch_first}
-    rnn = _empty(RECURRENT_MODULES[cfg.cell], cfg, cfg.d_model, cfg.d_hidden, **sizes, **options)
-    for layer in range(cfg.n_layers):
-        block = f"blocks.{layer}"
-        _fill(rnn, {f"weight_{kind}_l{layer}": weights[f"{block}.W_{kind}"].T for kind in ("ih", "hh")})
-        _fill(rnn, {f"bias_{kind}_l{layer}": weights.get(f"{block}.b_{kind}") for kind in ("ih", "hh")})
+    rnn = _cells(cfg, weights) if cells else _layers_in_one(cfg, weights, batch_first)
     return TorchModules(embedding, rnn, readout)
+
+
+def _layers_in_one(cfg: HookedRNNConfig, weights: Mapping[str, Tensor], batch_first: bool) -> nn.RNNBase:
+    sizes = {"num_layers": cfg.n_layers, "bias": cfg.bias, "batch_first": batch_first}
+    rnn = _empty(RECURRENT_MODULES[cfg.cell], cfg, cfg.d_model, cfg.d_hidden, **sizes, **_nonlinearity(cfg))
+    for layer in range(cfg.n_layers):
+        _fill(rnn, {f"{name}_l{layer}": weight for name, weight in _of_layer(weights, layer).items()})
+    return cast(nn.RNNBase, rnn)
+
+
+def _cells(cfg: HookedRNNConfig, weights: Mapping[str, Tensor]) -> nn.ModuleList:
+    cells = nn.ModuleList()
+    for layer in range(cfg.n_layers):
+        d_in = cfg.d_hidden if layer else cfg.d_model
+        cells.append(_empty(CELL_MODULES[cfg.cell], cfg, d_in, cfg.d_hidden, bias=cfg.bias, **_nonlinearity(cfg)))
+        _fill(cells[layer], _of_layer(weights, layer))
+    return cells
+
+
+def _nonlinearity(cfg: HookedRNNConfig) -> dict[str, Any]:
+    return {"nonlinearity": cfg.act_fn} if cfg.cell == "rnn" else {}
+
+
+def _of_layer(weights: Mapping[str, Tensor], layer: int) -> dict[str, Tensor | None]:
+    """A layer's parameters by the names that a torch cell has for them."""
+    block = f"blocks.{layer}"
+    matrices = {f"weight_{kind}": weights[f"{block}.W_{kind}"].T for kind in ("ih", "hh")}
+    return {**matrices, **{f"bias_{kind}": weights.get(f"{block}.b_{kind}") for kind in ("ih", "hh")}}
 
 
 def _check_kinds(embedding: object, rnn: object, readout: object) -> None:

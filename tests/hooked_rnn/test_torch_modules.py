@@ -172,6 +172,23 @@ def test_there_and_back_is_the_same_bits(
     assert_close(run_torch(*back, x), model(x), rtol=0, atol=1e-6)
 
 
+@every_kind
+@pytest.mark.parametrize("n_layers", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_cells_there_and_back_are_the_same_bits(kind: str, n_layers: int, bias: bool) -> None:
+    cells = nn.ModuleList(
+        CELL[kind](D_MODEL if layer == 0 else D_HIDDEN, D_HIDDEN, bias=bias) for layer in range(n_layers)
+    )
+    embed, out, x = embedding(), readout(), inputs("tokens")
+    model = HookedRNN.from_torch(embed, cells, out)
+    back = model.to_torch(cells=True)
+    assert repr(back.rnn) == repr(cells)
+    assert back.rnn.state_dict().keys() == cells.state_dict().keys()
+    assert all(torch.equal(back.rnn.state_dict()[name], weight) for name, weight in cells.state_dict().items())
+    assert_close(run_cells(back.embedding, list(back.rnn), back.readout, x), model(x), rtol=0, atol=1e-6)
+    assert torch.equal(HookedRNN.from_torch(*model.to_torch())(x), model(x))  # and by way of one module
+
+
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_to_torch_gives_the_same_logits_in_float64(cell: str) -> None:
     model, tokens = make_model(3, cell=cell), integers(3, 4)
