@@ -26,6 +26,7 @@ def frequency_hook(
     positions: int | Sequence[int] = -1,
     mode: str = "zero",
     seed: int = 0,
+    operands: int = 2,
 ) -> Callable[..., Tensor | None]:
     """An ordinary hook function that removes frequencies from an activation on the full grid of pairs.
 
@@ -44,10 +45,11 @@ def frequency_hook(
     Args:
         p: the modulus.
         frequencies: what to remove, each in 1..p//2.
-        family: "a", "b", "sum", "difference" or "block"; see :mod:`analyses.grid`.
+        family: "a", "b", "sum", "difference" or "block", or a pattern such as "a+b-c"; see :mod:`analyses.grid`.
         positions: where to remove it; see :func:`analyses.removal.hook_at`.
         mode: what takes its place: "zero", "mean" or "resample".
         seed: of the permutation of "resample".
+        operands: of how many numbers the grid is; all p**operands sequences in canonical order then.
 
     Returns:
         The hook, of an activation [pairs, pos, d], [pairs, pos, head, d_head] or [pairs, d].
@@ -59,10 +61,10 @@ def frequency_hook(
         FamilyError: from the hook, for a position that the activation does not have.
     """
     check_mode(mode)
-    functions = grid_functions(p, frequencies, family)
+    functions = grid_functions(p, frequencies, family, operands)
 
     def remove(x: Float[Tensor, "pairs d"]) -> Float[Tensor, "pairs d"]:
-        check_grid(x, p)
+        check_grid(x, p, operands)
         B = functions.to(x)
         part = B.T @ (B @ x)
         return x - part if mode == "zero" else x - part + replacement(part, mode, seed)

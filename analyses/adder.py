@@ -23,7 +23,7 @@ class Adder:
     """A model and the task that it was trained on.
 
     Raises:
-        ModulusError: the model has fewer tokens or answers than the task.
+        ModulusError: the model has not the task's tokens, or neither its p answers nor one more (an answer '=' that never is).
     """
 
     model: Any
@@ -34,10 +34,16 @@ class Adder:
     """Where the model's answer is read."""
 
     def __post_init__(self) -> None:
-        for name, axis, n in (("W_E", 0, self.task.d_vocab), ("W_U", 1, self.p)):
-            has = getattr(self.model, name).shape[axis]
-            if has < n:
-                raise ModulusError(f"the model's {name} has {has} of the {n} rows or columns that p={self.p} needs")
+        rows, columns = self.model.W_E.shape[0], self.model.W_U.shape[1]
+        if rows != self.task.d_vocab:
+            tokens = "the numbers and '='" if self.task.equals_token else "the numbers"
+            raise ModulusError(
+                f"the model's W_E has {rows} rows: expected {self.task.d_vocab}, {tokens} of a task with p={self.p}"
+            )
+        if columns not in (self.p, self.p + 1):
+            raise ModulusError(
+                f"the model's W_U has {columns} columns: expected {self.p} answers of a task with p={self.p}, or one more"
+            )
 
     @property
     def p(self) -> int:

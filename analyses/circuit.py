@@ -20,9 +20,9 @@ from torch import Tensor
 
 from analyses.adder import Adder
 from analyses.attribution import Fit, hidden_fit
-from analyses.errors import FamilyError, ReportError
+from analyses.errors import FamilyError, FrequencyError, ReportError
 from analyses.fourier import FourierBasis
-from analyses.grid import check_grid, grid_functions
+from analyses.grid import check_grid, check_logits, grid_functions
 from analyses.measure import check_task
 from hooked_rnn import HookedRNN, ModularTask
 from hooked_rnn.errors import choices
@@ -290,8 +290,11 @@ def phases(preact: Float[Tensor, "pairs d"], waves: Waves, frequency: int) -> Ph
 
     Raises:
         GridError: an activation that is not of the whole grid.
+        FrequencyError: a frequency that is not of the waves.
     """
     check_grid(preact, waves.p)
+    if frequency not in waves.frequencies:
+        raise FrequencyError(f"frequency {frequency!r}: expected one of {waves.frequencies}, of which the waves are")
     preact = preact.double()
     a, b = (_phasors(f.to(preact) @ preact) for name in ("a", "b") if (f := waves.of(name, frequency)) is not None)
     if min(a.norm(), b.norm()) <= ROUNDING * preact.norm():
@@ -322,12 +325,12 @@ def logit_fit(logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[in
 
     Raises:
         FamilyError: an unknown form.
-        GridError: logits that are not of the whole grid.
+        GridError: logits that are not of the whole grid and the p answers.
         FrequencyError: a frequency outside 1..p//2.
     """
     if form not in FORMS:
         raise FamilyError(f"unknown form {form!r}: expected {choices(FORMS)}")
-    check_grid(logits, p)
+    check_logits(logits, p)
     basis = FourierBasis(p)
     centred = logits.double() - logits.double().mean(1, keepdim=True)
     power = float(centred.square().sum())
@@ -346,7 +349,12 @@ def logit_fit(logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[in
 
 
 def distance_factor(p: int, frequency: int) -> Float[Tensor, " pairs"]:
-    """|cos(w(a-b)/2)| on the grid: what the amplitude of cos(w(a+b)) is, where cos(wa) and cos(wb) were added."""
+    """|cos(w(a-b)/2)| on the grid: what the amplitude of cos(w(a+b)) is, where cos(wa) and cos(wb) were added.
+
+    Raises:
+        ModulusError, FrequencyError: what does not exist.
+    """
+    (frequency,) = FourierBasis(p).check([frequency])
     a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)
     return (torch.pi / p * (frequency * (a - b) % p).double()).cos().abs()
 

@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 from analyses.adder import Adder
 from analyses.attribution import singular_attribution
 from analyses.errors import ActivationError, GridError
-from analyses.grid import check_grid
+from analyses.grid import check_logits
 from hooked_rnn.errors import nearest
 
 EMBEDDING = "hook_embed"
@@ -59,7 +59,7 @@ def clock_or_pizza(adder: Adder, triples: int | None = TRIPLES, seed: int = 0, p
     """Measure a network of any kind, on its full grid.
 
     Raises:
-        ActivationError: as :func:`gradient_symmetry`.
+        ActivationError, GridError: as :func:`gradient_symmetry`.
     """
     return ClockOrPizza(
         gradient_symmetry(adder, triples, seed, point),
@@ -86,7 +86,7 @@ def gradient_symmetry(adder: Adder, triples: int | None = TRIPLES, seed: int = 0
 
     Raises:
         ActivationError: no such hook point, or not [batch, pos, d].
-        GridError: fewer than one triple.
+        GridError: fewer than one triple, or a task of other than two operands.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     n = 0
@@ -113,7 +113,10 @@ def operand_gradients(
 
     Raises:
         ActivationError: no such hook point, or not [batch, pos, d].
+        GridError: a task of other than two operands.
     """
+    if adder.task.operands != 2:
+        raise GridError(f"a task of {adder.task.operands} operands: expected two, which are compared")
     if point not in adder.model.hook_dict:
         raise ActivationError(f"no hook point {point!r}: expected {nearest(point, adder.model.hook_dict)}")
     tokens = adder.tokens[(a * adder.p + b).to(adder.tokens.device)]
@@ -142,9 +145,9 @@ def distance_irrelevance(logits: Float[Tensor, "pairs p"], p: int) -> float | No
     where all correct logits are the same, as in an exact clock: there is no variation to be shared out.
 
     Raises:
-        GridError: logits that are not of the whole grid.
+        GridError: logits that are not of the whole grid and the p answers.
     """
-    check_grid(logits, p)
+    check_logits(logits, p)
     a = torch.arange(p)
     answers = (a[:, None] + a) % p
     correct = logits.double().view(p, p, -1).gather(2, answers.to(logits.device)[..., None]).squeeze(2)
@@ -164,7 +167,12 @@ def circularity(W_E: Float[Tensor, "p d_model"], components: int = CIRCULAR_COMP
 
     Circles of one and the same radius have no principal components of their own, and their mixtures are not circular:
     over training the measure falls wherever two circles' radii cross.
+
+    Raises:
+        ActivationError: fewer than one component.
     """
+    if components < 1:
+        raise ActivationError(f"{components} components: expected at least one")
     centred = W_E.detach().double()
     centred = centred - centred.mean(0)
     purity = singular_attribution(centred, len(W_E), min(components, *centred.shape), dim=0).purity

@@ -61,16 +61,12 @@ class FourierBasis:
 
     def check(self, frequencies: Iterable[int]) -> list[int]:
         """The frequencies as a list, if each is in 1..p//2 and none stands twice; else FrequencyError."""
-        if not isinstance(frequencies, Iterable):
-            raise FrequencyError(f"frequencies {frequencies!r}: expected several of them, such as [1]")
-        listed = list(frequencies)
+        listed = check_distinct(frequencies)
         for k in listed:
             if not isinstance(k, int) or isinstance(k, bool) or k not in self.frequencies:
                 raise FrequencyError(
                     f"frequency {k!r}: expected a whole number from 1 to {self.p // 2}, as p is {self.p}"
                 )
-        if len(set(listed)) < len(listed):
-            raise FrequencyError(f"frequencies {listed}: expected each of them once")
         return listed
 
     def functions(self, frequencies: Iterable[int], like: Tensor | None = None) -> Float[Tensor, "m p"]:
@@ -101,3 +97,13 @@ class FourierBasis:
         if not -x.ndim <= dim < x.ndim or x.shape[dim] != self.p:
             raise ModulusError(f"axis {dim} of a tensor of shape {list(x.shape)}: expected length p={self.p}")
         return torch.tensordot(operator, x, dims=([1], [dim])).movedim(0, dim)
+
+
+def check_distinct(frequencies: Iterable[int]) -> list[int]:
+    """The frequencies as a list, if there may be several and none stands twice; else FrequencyError."""
+    if not isinstance(frequencies, Iterable):
+        raise FrequencyError(f"frequencies {frequencies!r}: expected several of them, such as [1]")
+    listed = list(frequencies)
+    if len(set(listed)) < len(listed):
+        raise FrequencyError(f"frequencies {listed}: expected each of them once")
+    return listed

@@ -1,18 +1,25 @@
-"""Functions of two operands: the p x p grid of pairs (a, b), and the families of each frequency on it.
+"""Functions of several operands: the grid of all their values, and the families of each frequency on it.
 
-The basis is the tensor product of :class:`FourierBasis` with itself, in the grid's canonical order (a
-major: row a*p + b). For w = 2 pi k / p, the families of frequency k are
+The basis is the tensor product of :class:`FourierBasis` with itself, in the grid's canonical order (the first operand is
+major: of two, row a*p + b). For w = 2 pi k / p, the families of frequency k are, of two operands,
 
 - ``"a"``: cos(wa), sin(wa), constant in b;  ``"b"``: the same of b;
 - ``"sum"``: cos(w(a+b)), sin(w(a+b));  ``"difference"``: cos(w(a-b)), sin(w(a-b));
 - ``"block"``: the products of one of cos(wa), sin(wa) and one of cos(wb), sin(wb), four functions that
   span the sum and the difference together.
+
+Of any number of operands they are the patterns of signs, ``"a"``, ``"c"``, ``"a+b"``, ``"a-c"``, ``"a+b-c"``, ... (the first sign is plus: a
+wave and its conjugate are one real function), ``"sum"`` is the one of all operands with a plus, and ``"block"`` all products of one
+function of every operand, which the patterns of all operands span. Of two, ``"a+b"`` is the sum and ``"a-b"`` the difference.
 """
 
+import functools
+import itertools
+import string
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.errors import FamilyError, GridError
@@ -20,48 +27,92 @@ from analyses.fourier import FourierBasis
 from hooked_rnn.errors import choices
 
 FAMILIES = ("a", "b", "sum", "difference", "block")
+"""Of two operands."""
 
 
-def grid_functions(p: int, frequencies: Iterable[int], family: str) -> Float[Tensor, "m pairs"]:
-    """Orthonormal functions on the grid, a function a row: the family, of each of the frequencies.
+def letters(operands: int) -> str:
+    """The operands' names: a, b, c, ..."""
+    return string.ascii_lowercase[:operands]
 
-    For even p and frequency p/2, sum, difference and block are one and the same function.
+
+def sign_patterns(operands: int) -> dict[str, tuple[int, ...]]:
+    """Signs of the operands by pattern ("a+b-c"), 0 for one that is not involved; the first is plus."""
+    found = {}
+    for signs in itertools.product((0, 1, -1), repeat=operands):
+        terms = [f"{'+' if s > 0 else '-'}{x}" for s, x in zip(signs, letters(operands), strict=True) if s]
+        if terms and terms[0].startswith("+"):
+            found["".join(terms)[1:]] = signs
+    return found
+
+
+def families_of(operands: int) -> tuple[str, ...]:
+    """The families whose names may be given: those of two by their own names first, then every pattern of signs."""
+    patterns = sign_patterns(operands)
+    named = FAMILIES if operands == 2 else (*letters(operands), "sum", "block")
+    return tuple(dict.fromkeys([*named, *patterns]))
+
+
+def signs_of(family: str, operands: int = 2) -> tuple[int, ...]:
+    """The signs of a family that is a pattern; none, (), of "block".
 
     Raises:
-        FamilyError: an unknown family.
+        FamilyError: a family that so many operands do not have.
+    """
+    if family not in families_of(operands):
+        of = "" if operands == 2 else f" of {operands} operands"
+        raise FamilyError(f"unknown family {family!r}{of}: expected {choices(families_of(operands))}")
+    if family == "block":
+        return ()
+    if family == "difference":
+        return (1, -1)
+    return (1,) * operands if family == "sum" else sign_patterns(operands)[family]
+
+
+def all_numbers(p: int, operands: int = 2) -> Int[Tensor, "n operands"]:
+    """Every row of the grid, in canonical order."""
+    return torch.cartesian_prod(*[torch.arange(p)] * operands).view(-1, operands)
+
+
+def grid_functions(p: int, frequencies: Iterable[int], family: str, operands: int = 2) -> Float[Tensor, "m pairs"]:
+    """Orthonormal functions on the grid, a function a row: the family, of each of the frequencies.
+
+    For even p and frequency p/2 signs make no difference: of two operands, sum, difference and block are one function.
+
+    Raises:
+        FamilyError: a family that so many operands do not have.
         FrequencyError: a frequency outside 1..p//2.
     """
-    if family not in FAMILIES:
-        raise FamilyError(f"unknown family {family!r}: expected {choices(FAMILIES)}")
-    basis = FourierBasis(p)
+    signs, basis = signs_of(family, operands), FourierBasis(p)
     functions = basis.functions(frequencies := basis.check(frequencies))
-    if family == "block":
+    if not signs:
         of_one = [basis.functions([k]) for k in frequencies]
-        return torch.cat([functions.new_zeros(0, p * p), *(torch.kron(f, f) for f in of_one)])
-    a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)
-    argument = {"a": a, "b": b, "sum": (a + b) % p, "difference": (a - b) % p}[family]
-    return functions[:, argument] / p**0.5  # each value of the argument occurs p times
+        products = [functools.reduce(torch.kron, [f] * operands) for f in of_one]
+        return torch.cat([functions.new_zeros(0, p**operands), *products])
+    argument = (all_numbers(p, operands) @ torch.tensor(signs)) % p
+    return functions[:, argument] / p ** (
+        (operands - 1) / 2
+    )  # each value of the argument occurs p**(operands - 1) times
 
 
 def keep_on_grid(
-    x: Float[Tensor, "pairs d"], p: int, frequencies: Iterable[int], family: str
+    x: Float[Tensor, "pairs d"], p: int, frequencies: Iterable[int], family: str, operands: int = 2
 ) -> Float[Tensor, "pairs d"]:
     """The part of x, as d functions on the grid, that lies in the family of these frequencies.
 
     Raises:
-        GridError: x has not p*p rows.
+        GridError: x has not p**operands rows.
         FamilyError, FrequencyError: as for :func:`grid_functions`.
     """
-    check_grid(x, p)
-    functions = grid_functions(p, frequencies, family).to(x)
+    check_grid(x, p, operands)
+    functions = grid_functions(p, frequencies, family, operands).to(x)
     return functions.T @ (functions @ x)
 
 
 def remove_from_grid(
-    x: Float[Tensor, "pairs d"], p: int, frequencies: Iterable[int], family: str
+    x: Float[Tensor, "pairs d"], p: int, frequencies: Iterable[int], family: str, operands: int = 2
 ) -> Float[Tensor, "pairs d"]:
     """x without the family of these frequencies: what :func:`keep_on_grid` leaves."""
-    return x - keep_on_grid(x, p, frequencies, family)
+    return x - keep_on_grid(x, p, frequencies, family, operands)
 
 
 def family_power(x: Float[Tensor, "pairs d"], p: int) -> dict[str, Float[Tensor, " n_frequencies"]]:
@@ -102,9 +153,20 @@ def block_power(x: Float[Tensor, "pairs d"], p: int) -> Float[Tensor, "n n d"]:
     return squares.new_zeros(n, n, x.shape[1]).index_add_(1, frequency, by_a)
 
 
-def check_grid(x: Tensor, p: int) -> None:
-    """Raise GridError unless the first axis is the full grid of p*p pairs."""
-    if x.shape[0] != p * p:
-        raise GridError(
-            f"a batch of {x.shape[0]}: expected the full grid of p*p = {p * p} pairs in canonical order, as p is {p}"
-        )
+def check_grid(x: Tensor, p: int, operands: int = 2) -> None:
+    """Raise GridError unless the first axis is the full grid of the operands."""
+    if x.shape[0] != p**operands:
+        grid = f"p*p = {p * p} pairs" if operands == 2 else f"p**{operands} = {p**operands} rows"
+        raise GridError(f"a batch of {x.shape[0]}: expected the full grid of {grid} in canonical order, as p is {p}")
+
+
+def check_logits(logits: Tensor, p: int, operands: int = 2) -> None:
+    """Raise GridError unless these are the logits of the p answers on the full grid."""
+    check_grid(logits, p, operands)
+    check_answers(logits, p)
+
+
+def check_answers(logits: Tensor, p: int) -> None:
+    """Raise GridError unless there are p answers."""
+    if logits.shape[1] != p:
+        raise GridError(f"logits of {logits.shape[1]} answers: expected {p}, as p is {p}")

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.adder import Adder
-from analyses.errors import ActivationError, RuleError
+from analyses.errors import ActivationError, GridError, RuleError
 from analyses.fourier import FourierBasis
+from analyses.grid import check_answers
 from analyses.neurons import cluster_neurons
 from analyses.operands import activation_spectrum
 from analyses.spectra import TIMES_UNIFORM, KeyFrequencies, Spectrum, key_frequencies, weight_spectrum
@@ -89,7 +90,13 @@ def logit_spectrum(logits: Float[Tensor, "n p"], labels: Tensor, p: int) -> Spec
 
     For addition, cos(w(a+b-c)). The logits are centred over the answers of each row, as a constant there changes nothing. What the
     shares leave of one is not of this form; Nanda et al. (2023) give their sum over the key frequencies.
+
+    Raises:
+        GridError: other than p answers, or other than one label for each row.
     """
+    check_answers(logits, p)
+    if len(labels) != len(logits):
+        raise GridError(f"{len(labels)} labels for logits of {len(logits)} rows: expected as many")
     x = logits.detach().double()
     x = x - x.mean(1, keepdim=True)
     ahead = (labels[:, None] + torch.arange(p, device=x.device)) % p  # the answers in the order of c - y
@@ -124,7 +131,7 @@ def _by_share(adder: Adder, of: str, settings: dict[str, float]) -> KeyFrequenci
 def _by_neurons(adder: Adder, of: str, settings: dict[str, float]) -> KeyFrequencies:
     """Shares are of neurons here: those whose strongest frequency it is, and who are explained by it."""
     _check_hook(adder, of, [])
-    neurons = cluster_neurons(adder.activation(of), adder.p, threshold=settings["explained"])
+    neurons = cluster_neurons(adder.activation(of), adder.p, settings["explained"], operands=adder.task.operands)
     counts = torch.zeros(neurons.explained.shape[1], dtype=torch.float64)
     for cluster in neurons.clusters:
         counts[cluster.frequency - 1] = cluster.above

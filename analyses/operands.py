@@ -7,7 +7,6 @@ For two operands these are the families of :mod:`analyses.grid`: "a+b" is the su
 """
 
 import itertools
-import string
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from analyses.adder import Adder
 from analyses.errors import GridError
 from analyses.fourier import FourierBasis
+from analyses.grid import all_numbers, letters, sign_patterns
 
 COLUMNS = 64
 """How many columns are transformed at a time."""
@@ -51,7 +51,7 @@ class TensorSpectrum:
     @property
     def sum(self) -> Float[Tensor, " n_frequencies"]:
         """Power of cos(w(a+b+...)) and sin(w(a+b+...)), all operands with a plus."""
-        return self.patterns["+".join(_letters(self.operands))]
+        return self.patterns["+".join(letters(self.operands))]
 
 
 def tensor_spectrum(x: Float[Tensor, "n d"], p: int, operands: int = 2) -> TensorSpectrum:
@@ -67,7 +67,7 @@ def tensor_spectrum(x: Float[Tensor, "n d"], p: int, operands: int = 2) -> Tenso
             f"a batch of {len(x)}: expected the full grid of p**operands = {p}**{operands} rows in canonical order"
         )
     power = _power(x.detach().double(), p, operands)
-    m = torch.cartesian_prod(*[torch.arange(p)] * operands).view(-1, operands).to(power.device)
+    m = all_numbers(p, operands).to(power.device)
     frequency = torch.minimum(m, p - m)  # of each operand; 0 where it is not involved
     highest = frequency.max(dim=1).values
     pure = ((frequency == 0) | (frequency == highest[:, None])).all(1)
@@ -75,13 +75,13 @@ def tensor_spectrum(x: Float[Tensor, "n d"], p: int, operands: int = 2) -> Tenso
     first = sign.gather(1, (sign != 0).long().argmax(1, keepdim=True))
 
     of_patterns = {}
-    for signs in _sign_patterns(operands):
+    for pattern, signs in sign_patterns(operands).items():
         here = pure & (sign * first == torch.tensor(signs, device=m.device)).all(1)
-        of_patterns[_pattern(signs)] = power.new_zeros(n_frequencies + 1).index_add_(0, highest[here], power[here])[1:]
+        of_patterns[pattern] = power.new_zeros(n_frequencies + 1).index_add_(0, highest[here], power[here])[1:]
     cross = {}
     for names in _names(operands):
         if len(names) > 1:
-            involved = torch.tensor([letter in names for letter in _letters(operands)], device=m.device)
+            involved = torch.tensor([letter in names for letter in letters(operands)], device=m.device)
             cross[names] = float(power[~pure & ((m != 0) == involved).all(1)].sum())
     return TensorSpectrum(operands, float(power[0]), of_patterns, cross)
 
@@ -105,22 +105,6 @@ def _power(x: Tensor, p: int, operands: int) -> Float[Tensor, " n"]:
     return power
 
 
-def _letters(operands: int) -> str:
-    return string.ascii_lowercase[:operands]
-
-
 def _names(operands: int) -> list[str]:
     """Each choice of operands: a, b, ab, ..."""
-    letters = _letters(operands)
-    return ["".join(c) for n in range(1, operands + 1) for c in itertools.combinations(letters, n)]
-
-
-def _sign_patterns(operands: int) -> list[tuple[int, ...]]:
-    """Signs of the operands, 0 for one that is not involved; the first is plus."""
-    patterns = [signs for signs in itertools.product((0, 1, -1), repeat=operands) if any(signs)]
-    return [signs for signs in patterns if next(s for s in signs if s) > 0]
-
-
-def _pattern(signs: tuple[int, ...]) -> str:
-    terms = [f"{'+' if s > 0 else '-'}{letter}" for s, letter in zip(signs, _letters(len(signs)), strict=True) if s]
-    return "".join(terms)[1:]
+    return ["".join(c) for n in range(1, operands + 1) for c in itertools.combinations(letters(operands), n)]

@@ -10,7 +10,7 @@ frequencies, and mean the mean over all pairs:
   as the family "block", which holds the difference a-b too.
 - "polynomial": families a, b and block, eight functions for a frequency: every polynomial of degree 2 in cos and sin of
   w_k a and w_k b that has no constant. Restricted: mean L + P L, the "113 * 113 - 40" ablation of Nanda et al. 2023,
-  section 4.4; excluded: L - P L.
+  section 4.4; excluded: L - P L. (Of k operands every pattern of one frequency, and "sum" is cos, sin w_k(a+b+...).)
 - "trace": with M the logits less their mean over the answers, u_k(a, b, c) = cos(w_k(a+b-c)) scaled to norm 1 in R^(p*p*p),
   which is the trace of the frequency's representation at a + b - c: restricted sum_k <M, u_k> u_k; excluded what that
   leaves of M. The logit-level metric in the code of Chughtai et al. 2023 (arXiv 2302.03025), which says there that it is not
@@ -36,12 +36,12 @@ from torch.nn import functional
 from analyses.adder import Adder
 from analyses.errors import FamilyError, GridError
 from analyses.fourier import FourierBasis
-from analyses.grid import check_grid, keep_on_grid
+from analyses.grid import all_numbers, check_logits, keep_on_grid, letters, sign_patterns
 from analyses.removal import hook_at
 from hooked_rnn.errors import choices
 
-LOGIT_VARIANTS = {"sum": ("sum",), "polynomial": ("a", "b", "block")}
-"""Families of the variants that project the logits as functions of the pair."""
+LOGIT_VARIANTS = ("sum", "polynomial")
+"""The variants that project the logits as functions of the pair."""
 VARIANTS = (*LOGIT_VARIANTS, "trace", "activation")
 
 
@@ -83,7 +83,7 @@ def progress_measures(
     """Restricted and excluded loss, on the training pairs, the others, and all.
 
     Args:
-        adder: the model and its task, of two operands.
+        adder: the model and its task, of any number of operands.
         frequencies: the key frequencies, each in 1..p//2.
         variant: "sum", "polynomial", "trace" or "activation"; see the module.
         train: indices of the pairs that were trained on, as ``task.split(...)[0]``.
@@ -94,7 +94,7 @@ def progress_measures(
     Raises:
         FamilyError: an unknown variant, or one without the hook point that it needs.
         FrequencyError: a frequency outside 1..p//2.
-        GridError: a task whose sequences are not the p*p pairs, or indices beyond them.
+        GridError: training pairs beyond those of the task.
         ActivationError: an activation that the hook cannot edit.
     """
     if variant not in VARIANTS:
@@ -105,39 +105,61 @@ def progress_measures(
         )
     frequencies = FourierBasis(adder.p).check(frequencies)
     plain = adder.logits()
-    check_grid(plain, adder.p)
     if hook_name is not None:
         restricted, excluded = _by_hook(adder, frequencies, hook_name, position, keep_mean)
     elif variant == "trace":
-        restricted, excluded = restricted_to_trace(plain, adder.p, frequencies)
+        restricted, excluded = restricted_to_trace(plain, adder.p, frequencies, adder.task.operands)
     else:
-        restricted, excluded = restricted_to_families(plain, adder.p, frequencies, variant)
+        restricted, excluded = restricted_to_families(plain, adder.p, frequencies, variant, adder.task.operands)
     chosen = _split(adder, train)
     losses = (_losses(logits, adder.labels, chosen) for logits in (plain, restricted, excluded))
     return ProgressMeasures(variant, frequencies, *losses)
 
 
 def restricted_to_families(
-    logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[int], variant: str = "sum"
+    logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[int], variant: str = "sum", operands: int = 2
 ) -> tuple[Float[Tensor, "pairs p"], Float[Tensor, "pairs p"]]:
-    """Restricted and excluded logits of variant "sum" or "polynomial". Their sum is the logits and their mean."""
-    frequencies = list(frequencies)
-    kept = torch.stack([keep_on_grid(logits, p, frequencies, family) for family in LOGIT_VARIANTS[variant]]).sum(0)
+    """Restricted and excluded logits of variant "sum" or "polynomial". Their sum is the logits and their mean.
+
+    Raises:
+        GridError: not the p**operands rows, or not p answers.
+        FamilyError: another variant.
+    """
+    check_logits(logits, p, operands)
+    if variant not in LOGIT_VARIANTS:
+        raise FamilyError(f"variant {variant!r}: expected {choices(LOGIT_VARIANTS)}")
+    frequencies = FourierBasis(p).check(frequencies)
+    if variant == "sum":
+        kept = keep_on_grid(logits, p, frequencies, "sum", operands)
+    else:
+        families = [*letters(operands), "block"] if operands == 2 else list(sign_patterns(operands))
+        kept = torch.stack([_kept(logits, p, frequencies, family, operands) for family in families]).sum(0)
     return logits.mean(0) + kept, logits - kept
 
 
+def _kept(logits: Tensor, p: int, frequencies: list[int], family: str, operands: int) -> Tensor:
+    """For even p and p/2 signs make no difference, and the pattern of plus signs has it already."""
+    distinct = [k for k in frequencies if 2 * k != p or "-" not in family]
+    return keep_on_grid(logits, p, distinct, family, operands)
+
+
 def restricted_to_trace(
-    logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[int]
+    logits: Float[Tensor, "pairs p"], p: int, frequencies: Iterable[int], operands: int = 2
 ) -> tuple[Float[Tensor, "pairs p"], Float[Tensor, "pairs p"]]:
-    """Restricted and excluded logits of variant "trace". Their sum is the logits less their mean over the answers."""
-    check_grid(logits, p)
+    """Restricted and excluded logits of variant "trace". Their sum is the logits less their mean over the answers.
+
+    Raises:
+        GridError: not the p**operands rows, or not p answers.
+    """
+    check_logits(logits, p, operands)
     centered = logits - logits.mean(1, keepdim=True)
-    a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)
-    argument = (a[:, None] + b[:, None] - torch.arange(p)) % p
+    argument = (all_numbers(p, operands).sum(1, keepdim=True) - torch.arange(p)) % p
     kept = torch.zeros_like(centered)
     for k in FourierBasis(p).check(frequencies):
         cosine = FourierBasis(p).functions([k], like=logits)[0]
-        u = cosine[argument.to(logits.device)] / p  # each value of the argument occurs p*p times
+        u = cosine[argument.to(logits.device)] / p ** (
+            operands / 2
+        )  # each value of the argument occurs p**operands times
         kept += (centered * u).sum() * u
     return kept, centered - kept
 
@@ -145,11 +167,13 @@ def restricted_to_trace(
 def _by_hook(
     adder: Adder, frequencies: list[int], hook_name: str, position: int, keep_mean: bool
 ) -> tuple[Tensor, Tensor]:
+    operands = adder.task.operands
+
     def restrict(x: Float[Tensor, "pairs d"]) -> Float[Tensor, "pairs d"]:
-        return keep_on_grid(x, adder.p, frequencies, "sum") + (x.mean(0) if keep_mean else 0)
+        return keep_on_grid(x, adder.p, frequencies, "sum", operands) + (x.mean(0) if keep_mean else 0)
 
     def exclude(x: Float[Tensor, "pairs d"]) -> Float[Tensor, "pairs d"]:
-        return x - keep_on_grid(x, adder.p, frequencies, "sum")
+        return x - keep_on_grid(x, adder.p, frequencies, "sum", operands)
 
     restricted, excluded = (adder.logits([(hook_name, hook_at(position, edit))]) for edit in (restrict, exclude))
     return restricted, excluded
@@ -159,7 +183,7 @@ def _split(adder: Adder, train: Tensor | None) -> Tensor | None:
     """Which pairs were trained on, as booleans."""
     if train is None:
         return None
-    n = adder.p**2
+    n = len(adder.labels)
     if len(train) and not 0 <= int(train.min()) <= int(train.max()) < n:
         raise GridError(
             f"training pairs from {int(train.min())} to {int(train.max())}: expected indices from 0 to {n - 1}"

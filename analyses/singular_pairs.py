@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.adder import Adder
+from analyses.errors import RuleError
 from analyses.fourier import FourierBasis
 from analyses.weights import number_weights
 
@@ -73,7 +74,10 @@ def singular_pairs(weight: Float[Tensor, "p d"], p: int, components: int | None 
 
     Raises:
         ModulusError: not p rows.
+        RuleError: fewer than no components.
     """
+    if components is not None and components < 0:
+        raise RuleError(f"components={components}: expected None, for all, or a number of at least 0")
     weight = weight.detach().double()
     basis = FourierBasis(p)
     power = basis.power(weight)

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.adder import Adder
-from analyses.fourier import FourierBasis
+from analyses.errors import FrequencyError
+from analyses.fourier import FourierBasis, check_distinct
 from analyses.grid import block_power, family_power
 from analyses.weights import number_weights
 
@@ -30,12 +31,22 @@ class Spectrum:
         return [int(i) + 1 for i in self.shares.argsort(descending=True, stable=True)]
 
     def share(self, frequency: int) -> float:
-        """The share of one frequency."""
+        """The share of one frequency.
+
+        Raises:
+            FrequencyError: one that the spectrum does not have.
+        """
+        if frequency not in range(1, len(self.shares) + 1):
+            raise FrequencyError(f"frequency {frequency!r}: expected a whole number from 1 to {len(self.shares)}")
         return float(self.shares[frequency - 1])
 
     def share_of(self, frequencies: list[int]) -> float:
-        """The share of several frequencies together."""
-        return sum((self.share(k) for k in frequencies), start=0.0)
+        """The share of several frequencies together.
+
+        Raises:
+            FrequencyError: as :meth:`share`, and for one that stands twice.
+        """
+        return sum((self.share(k) for k in check_distinct(frequencies)), start=0.0)
 
     def strongest(self, n: int) -> set[int]:
         """The n strongest frequencies."""

@@ -16,8 +16,8 @@ from torch.nn import functional
 from analyses.ablation import Curve, Spread, frequency_hook
 from analyses.adder import Adder
 from analyses.errors import FamilyError, FrequencyError
-from analyses.fourier import FourierBasis
-from analyses.grid import check_grid, keep_on_grid
+from analyses.fourier import FourierBasis, check_distinct
+from analyses.grid import keep_on_grid
 from analyses.removal import check_mode, replacement
 from analyses.weight_removal import removed_from_weight, weight_without
 from hooked_rnn import HookedRNN
@@ -47,11 +47,11 @@ class Lattice:
         """Where the subset without these frequencies is.
 
         Raises:
-            FrequencyError: one that is not of the lattice.
+            FrequencyError: one that is not of the lattice, or that stands twice.
         """
-        removed = set(removed)
-        if not removed <= set(self.frequencies):
-            raise FrequencyError(f"frequencies {sorted(removed)}: expected some of {list(self.frequencies)}")
+        removed = check_distinct(removed)
+        if not set(removed) <= set(self.frequencies):
+            raise FrequencyError(f"frequencies {removed}: expected some of {list(self.frequencies)}")
         return sum(1 << i for i, k in enumerate(self.frequencies) if k in removed)
 
     def values(self, value: str = "accuracy") -> Float[Tensor, " subsets"]:
@@ -171,8 +171,7 @@ def _logits_of_all(
         return sums(logits, _parts_at_W_U(adder, logits, frequencies, mode, seed))
     if site == "logits":
         logits = adder.logits()
-        check_grid(logits, adder.p)
-        kept = (keep_on_grid(logits, adder.p, [k], family) for k in frequencies)
+        kept = (keep_on_grid(logits, adder.p, [k], family, adder.task.operands) for k in frequencies)
         return sums(logits, [part - replacement(part, mode, seed) for part in kept])
     return _one_by_one(frequencies, _without(adder, site, family, positions, mode, seed))
 
@@ -215,7 +214,10 @@ def _without(
     """The logits without some frequencies, by a forward pass."""
     model: Any = adder.model
     if site != "W_E":
-        return lambda removed: adder.logits([(site, frequency_hook(adder.p, removed, family, positions, mode, seed))])
+        operands = adder.task.operands
+        return lambda removed: adder.logits(
+            [(site, frequency_hook(adder.p, removed, family, positions, mode, seed, operands))]
+        )
     if isinstance(model, HookedRNN) and not has_hooks(model) and adder.position in (-1, adder.task.n_ctx - 1):
         trie = PrefixTrie.of(adder.tokens)
         return lambda removed: last_logits(

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from analyses.errors import ActivationError, GridError, ModulusError
+from analyses.errors import ActivationError, ModulusError
 from analyses.fourier import FourierBasis
-from analyses.grid import grid_functions
+from analyses.grid import grid_functions, signs_of
 from analyses.removal import check_mode, hook_at, replacement
 
 CHANCE = 1.2
@@ -37,8 +37,7 @@ class Subspace:
 
 def fit_subspace(
     activation: Float[Tensor, "n d"],
-    a: Int[Tensor, " n"],
-    b: Int[Tensor, " n"],
+    numbers: Int[Tensor, "n operands"],
     p: int,
     frequencies: Iterable[int],
     family: str = "sum",
@@ -60,10 +59,10 @@ def fit_subspace(
 
     Args:
         activation: one row for each pair.
-        a, b: the pairs.
+        numbers: the pairs, as ``adder.tokens[rows, :2]``; of any number of operands.
         p: the modulus.
         frequencies: what to find, each in 1..p//2.
-        family: "a", "b", "sum", "difference" or "block"; see :mod:`analyses.grid`.
+        family: "a", "b", "sum", "difference" or "block", or a pattern such as "a+b-c"; see :mod:`analyses.grid`.
         beside: families of G; None for the family itself. More of them leave less for E, if there are pairs enough.
         chance: see above.
 
@@ -74,8 +73,8 @@ def fit_subspace(
         FrequencyError, FamilyError: what does not exist.
     """
     frequencies = FourierBasis(p).check(frequencies)
-    X, F = activation.detach().double(), _functions_at(a, b, p, frequencies, family).to(activation.device)
-    G = _others(a, b, p, frequencies, family, [family] if beside is None else beside).to(X)
+    X, F = activation.detach().double(), _functions_at(numbers, p, frequencies, family).to(activation.device)
+    G = _others(numbers, p, frequencies, family, [family] if beside is None else beside).to(X)
     (n, m), n_fitted = F.shape, F.shape[1] + G.shape[1]
     if len(X) != n or n <= n_fitted:
         raise ActivationError(
@@ -146,8 +145,7 @@ class LeaveOut:
 
 def leave_out(
     activation: Float[Tensor, "n d"],
-    a: Int[Tensor, " n"],
-    b: Int[Tensor, " n"],
+    numbers: Int[Tensor, "n operands"],
     p: int,
     frequencies: Iterable[int],
     family: str = "sum",
@@ -160,32 +158,43 @@ def leave_out(
     The family's part of the held-out half is by a least squares fit of its own there, before and after. Arguments and
     errors as for :func:`fit_subspace`; ``seed`` is of the halves.
     """
-    frequencies = list(frequencies)
-    order = torch.randperm(len(a), generator=Generator().manual_seed(seed)).to(a.device)
-    fitted, held_out = order[: len(a) // 2], order[len(a) // 2 :]
-    subspace = fit_subspace(activation[fitted], a[fitted], b[fitted], p, frequencies, family, beside, chance)
+    frequencies, n = FourierBasis(p).check(frequencies), len(numbers)
+    if len(activation) != n:
+        raise ActivationError(f"an activation of {len(activation)} rows and {n} pairs: expected as many")
+    order = torch.randperm(n, generator=Generator().manual_seed(seed)).to(numbers.device)
+    fitted, held_out = order[: n // 2], order[n // 2 :]
+    subspace = fit_subspace(activation[fitted], numbers[fitted], p, frequencies, family, beside, chance)
     X = activation[held_out].detach().double()
     Q = subspace.directions.double()
     left = X - (X @ Q) @ Q.T
-    F = _functions_at(a[held_out], b[held_out], p, frequencies, family).to(X)
+    F = _functions_at(numbers[held_out], p, frequencies, family).to(X)
     part, rest = _powers(X, F)
     part_left, rest_left = _powers(left, F)
     return LeaveOut(_share_gone(part, part_left), _share_gone(rest, rest_left), Q.shape[1])
 
 
 def _others(
-    a: Tensor, b: Tensor, p: int, frequencies: list[int], family: str, beside: Sequence[str]
+    numbers: Int[Tensor, "n operands"], p: int, frequencies: list[int], family: str, beside: Sequence[str]
 ) -> Float[Tensor, "n others"]:
     """A constant, and the functions of the families that are not among those asked for."""
-    of_both = ("sum", "difference", "block")
-    columns = [torch.ones(len(a), 1, dtype=torch.float64, device=a.device)]
+    operands = numbers.shape[1]
+    asked_signs = signs_of(family, operands)
+    columns = [torch.ones(len(numbers), 1, dtype=torch.float64, device=numbers.device)]
     for name in beside:
-        shared = name == family or (name in of_both and "block" in (name, family))
-        at_half = name in of_both and family in of_both  # at p/2 these are one and the same function
+        signs = signs_of(name, operands)
+        block_and_part = (not signs and all(asked_signs)) or (not asked_signs and all(signs))
+        shared = signs == asked_signs or block_and_part
+        # At p/2 families of the same operands are one and the same function.
+        at_half = _involved(signs, operands) == _involved(asked_signs, operands)
         asked = set(frequencies) if shared else {k for k in frequencies if at_half and 2 * k == p}
         others = [k for k in FourierBasis(p).frequencies if k not in asked]
-        columns.append(_functions_at(a, b, p, others, name).to(a.device))
+        columns.append(_functions_at(numbers, p, others, name).to(numbers.device))
     return torch.cat(columns, 1)
+
+
+def _involved(signs: tuple[int, ...], operands: int) -> tuple[bool, ...]:
+    """Which operands a family involves; "block", which has no signs, all."""
+    return tuple(bool(s) for s in signs) if signs else (True,) * operands
 
 
 def _least_squares(G: Float[Tensor, "n m"], X: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
@@ -207,15 +216,14 @@ def _share_gone(before: float, after: float) -> float:
 
 
 def _functions_at(
-    a: Int[Tensor, " n"], b: Int[Tensor, " n"], p: int, frequencies: Iterable[int], family: str
+    numbers: Int[Tensor, "n operands"], p: int, frequencies: Iterable[int], family: str
 ) -> Float[Tensor, "n m"]:
     """The family's functions at some pairs, scaled to root mean square 1 over the grid."""
-    functions = grid_functions(p, frequencies, family)
-    if a.shape != b.shape:
-        raise GridError(f"{len(a)} first and {len(b)} second numbers: expected as many")
-    for name, numbers in (("a", a), ("b", b)):
-        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < p:
-            raise ModulusError(
-                f"{name} from {int(numbers.min())} to {int(numbers.max())}: expected 0 to {p - 1}, as p is {p}"
-            )
-    return functions[:, (a * p + b).cpu()].T * p
+    operands = numbers.shape[1]
+    functions = grid_functions(p, frequencies, family, operands)
+    if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < p:
+        raise ModulusError(
+            f"numbers from {int(numbers.min())} to {int(numbers.max())}: expected 0 to {p - 1}, as p is {p}"
+        )
+    places = p ** torch.arange(operands - 1, -1, -1, device=numbers.device)  # the first operand is major
+    return functions[:, (numbers * places).sum(1).cpu()].T * p ** (operands / 2)

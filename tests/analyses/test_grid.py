@@ -158,7 +158,7 @@ def test_keeping_follows_the_dtype() -> None:
 
 @pytest.mark.parametrize("family", ["", "A", "product", "sums"])
 def test_an_unknown_family_is_an_error(family: str) -> None:
-    with pytest.raises(FamilyError, match="expected 'a', 'b', 'sum', 'difference' or 'block'"):
+    with pytest.raises(FamilyError, match="expected 'a', 'b', 'sum', 'difference', 'block', 'a\\+b' or 'a-b'"):
         grid_functions(7, [1], family)
 
 

@@ -116,8 +116,8 @@ def test_a_neuron_that_does_not_vary_has_no_frequency_and_counts_as_not_explaine
 def test_what_does_not_fit_is_one_clear_error() -> None:
     with pytest.raises(GridError, match="a batch of 48"):
         cluster_neurons(normal(48, 2), 7)
-    for families in (("a", "a"), ("block", "sum"), ("difference", "block")):
-        with pytest.raises(FamilyError, match="expected each once"):
+    for families in ((), ("a", "a"), ("sum", "a+b"), ("block", "sum"), ("difference", "block")):
+        with pytest.raises(FamilyError, match="expected at least one, each once"):
             cluster_neurons(normal(49, 2), 7, families=families)
     with pytest.raises(FamilyError, match="unknown family 'cross'"):
         cluster_neurons(normal(49, 2), 7, families=("cross",))

@@ -177,13 +177,18 @@ def test_what_cannot_be_measured_is_one_clear_error() -> None:
         progress_measures(adder, [1], "sum", hook_name=HIDDEN)
     with pytest.raises(GridError, match="training pairs from 0 to 49: expected indices from 0 to 48"):
         progress_measures(adder, [1], train=torch.arange(50))
-    three = ModularAddition(3, operands=3)
+    logits = rnn().logits()
+    for operator in (restricted_to_families, restricted_to_trace):
+        with pytest.raises(GridError, match="a batch of 48"):
+            operator(logits[1:], FEW, [1])
+        with pytest.raises(GridError, match="logits of 6 answers: expected 7"):
+            operator(logits[:, 1:], FEW, [1])
+    with pytest.raises(FamilyError, match="variant 'trace': expected 'sum' or 'polynomial'"):
+        restricted_to_families(logits, FEW, [1], "trace")
     for variant in VARIANTS:
         where = HIDDEN if variant == "activation" else None
         with pytest.raises(FrequencyError, match="frequency 4"):
             progress_measures(adder, [4], variant, hook_name=where)
-        with pytest.raises(GridError, match="a batch of 27"):
-            progress_measures(Adder(random_model(three), three), [1], variant, hook_name=where)
     heads = Adder(transformer(FEW), ModularAddition(FEW, equals_token=True))
     with pytest.raises(ActivationError, match="hook_pattern"):
         progress_measures(heads, [1], "activation", hook_name="blocks.0.attn.hook_pattern")

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from analyses.ablation import Spread, frequency_hook
 from analyses.adder import Adder
-from analyses.errors import FamilyError, FrequencyError, GridError
+from analyses.errors import FamilyError, FrequencyError
 from analyses.sites import sites
 from analyses.subsets import Lattice, removal_lattice, shapley_values, sums
 from analyses.weight_removal import removed_from_weight
@@ -80,7 +80,10 @@ def test_every_subset_is_what_removing_it_alone_gives(kind: str, site: str, mode
             accuracy, loss = scores(one_at_a_time(subject, list(removed), site, mode), subject.labels)
             i = found.index(removed)
             assert float(found.loss[i]) == pytest.approx(loss, rel=1e-4)
-            assert float(found.accuracy[i]) == pytest.approx(accuracy, abs=1.5 / FEW**2)  # ties, in float32
+            if (
+                site != "W_U" or n < 3
+            ):  # without all of W_U's every answer has the same logit, and argmax is of rounding
+                assert float(found.accuracy[i]) == pytest.approx(accuracy, abs=1.5 / FEW**2)  # ties, in float32
             different.add(round(loss, 9))
     assert len(different) == 8
 
@@ -287,12 +290,10 @@ def test_what_cannot_be_removed_is_one_clear_error() -> None:
         removal_lattice(subject, [1], "blocks.0.hook_hiden")
     with pytest.raises(FrequencyError, match="21 frequencies have"):
         removal_lattice(Adder(random_model(ModularAddition(43)), ModularAddition(43)), range(1, 22))
-    three = ModularAddition(3, operands=3)
-    for site in ("logits", "blocks.0.hook_hidden"):
-        with pytest.raises(GridError, match="a batch of 27"):
-            removal_lattice(Adder(random_model(three), three), [1], site)
     found = removal_lattice(subject, [1, 2], "W_U", control=False)
     with pytest.raises(FrequencyError, match=r"frequencies \[3\]: expected some of \[1, 2\]"):
         found.index([3])
+    with pytest.raises(FrequencyError, match="expected each of them once"):
+        found.index([1, 1])
     with pytest.raises(FamilyError, match="unknown value 'margin': expected 'accuracy' or 'loss'"):
         found.shapley("margin")

@@ -24,14 +24,14 @@ from transformer_lens.hook_points import HookPoint
 
 from analyses.ablation import frequency_hook
 from analyses.adder import Adder
-from analyses.errors import ActivationError, FamilyError, FrequencyError, GridError, ModulusError
+from analyses.errors import ActivationError, FamilyError, FrequencyError, ModulusError
 from analyses.grid import FAMILIES
 from analyses.removal import MODES
 from analyses.subspace import Subspace, fit_subspace, leave_out, subspace_hook
 from hooked_rnn import ModularAddition
 
 TASK = ModularAddition(P)
-A, B = pairs(P)
+AB = torch.stack(pairs(P), 1)
 
 
 def halves(seed: int = 0, p: int = P) -> tuple[Tensor, Tensor]:
@@ -61,15 +61,15 @@ def test_planted_functions_are_found_and_only_they(
         if which == "all"
         else torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))[: max(6, p * p * 2 // 3)]
     )
-    a, b = pairs(p)
+    ab = torch.stack(pairs(p), 1)
     others = [family_by_hand(p, other, family) for other in range(1, p // 2 + 1) if other != k]
     beside = torch.cat([torch.ones(p * p, 1).double(), *others], dim=1)
     ranks = [int(torch.linalg.matrix_rank(f[rows])) for f in (torch.cat([functions, beside], 1), beside)]
     if ranks[0] < ranks[1] + rank:  # seldom, where few pairs leave out a number, say
         with pytest.raises(ActivationError, match="do not tell the functions of"):
-            fit_subspace(x[rows], a[rows], b[rows], p, [k], family)
+            fit_subspace(x[rows], ab[rows], p, [k], family)
         return
-    found = fit_subspace(x[rows], a[rows], b[rows], p, [k], family)
+    found = fit_subspace(x[rows], ab[rows], p, [k], family)
     assert found.directions.shape[1] == rank
     assert_close(edit(found, x), (3 * axes[-1]).expand_as(x), **exact)  # the constant is in another direction
     assert_close(edit(found, x, "mean"), (3 * axes[-1]).expand_as(x), **exact)
@@ -80,10 +80,10 @@ def test_planted_functions_are_found_and_only_they(
 def test_white_noise_has_no_directions(family: str, seed: int) -> None:
     rows, _ = halves(seed)
     noise = normal(P * P, 24, seed=seed)[rows]
-    found = fit_subspace(noise, A[rows], B[rows], P, [1, 4, 9], family)
+    found = fit_subspace(noise, AB[rows], P, [1, 4, 9], family)
     assert found.directions.shape == (24, 0)
     assert torch.equal(edit(found, noise), noise)
-    everything = fit_subspace(noise, A[rows], B[rows], P, [1, 4, 9], family, chance=0.0)
+    everything = fit_subspace(noise, AB[rows], P, [1, 4, 9], family, chance=0.0)
     assert everything.directions.shape[1] == len(everything.strengths) > 0  # the control: there is something to refuse
 
 
@@ -107,13 +107,13 @@ def test_at_the_embedding_it_acts_on_held_out_pairs_as_the_grid_operator(positio
     adder = Adder(fourier_adder(), TASK)
     fitted, others = halves()
     x = adder.activation("hook_embed", position)
-    subspace = fit_subspace(x[fitted], A[fitted], B[fitted], P, [12], family)
+    subspace = fit_subspace(x[fitted], AB[fitted], P, [12], family)
     assert subspace.directions.shape == (16, 2)
     hook = subspace_hook(subspace, position, mode)
     of_grid = adder.logits([("hook_embed", frequency_hook(P, [12], family, position))])[others]
     assert_close(adder.logits([("hook_embed", hook)], TASK.tokens[others]), of_grid, rtol=0.0, atol=1e-8)
     # The control: without the other frequencies beside it the fit takes some of them for what was asked for.
-    leaky = fit_subspace(x[fitted], A[fitted], B[fitted], P, [12], family, beside=())
+    leaky = fit_subspace(x[fitted], AB[fitted], P, [12], family, beside=())
     of_leaky = adder.logits([("hook_embed", subspace_hook(leaky, position, mode))], TASK.tokens[others])
     assert float((of_leaky - of_grid).abs().max()) > 0.1
 
@@ -126,7 +126,7 @@ def test_at_the_last_state_a_frequency_takes_its_term_of_the_logits_with_it(remo
     gone = contributions(list(removed))
     fitted, others = halves()
     for rows, error in ((torch.arange(P * P), 0.01), (fitted, 0.35)):
-        hook = subspace_hook(fit_subspace(x[rows], A[rows], B[rows], P, removed, beside=("a", "b", "sum")))
+        hook = subspace_hook(fit_subspace(x[rows], AB[rows], P, removed, beside=("a", "b", "sum")))
         logits = adder.logits([(name, hook)], TASK.tokens[others])
         assert float((logits - rest[others]).norm() / gone[others].norm()) < error
     # The grid operator is another: it takes the mean over a-b of |cos(w(a-b)/2)| cos(w(a+b)), and leaves what is about it.
@@ -139,7 +139,7 @@ def test_frequencies_that_are_not_there_have_no_directions() -> None:
     fitted, others = halves()
     for name, family in (("hook_embed", "a"), ("blocks.0.hook_hidden", "sum")):
         x = adder.activation(name, 0 if name == "hook_embed" else -1)
-        subspace = fit_subspace(x[fitted], A[fitted], B[fitted], P, [1, 8, 14], family)
+        subspace = fit_subspace(x[fitted], AB[fitted], P, [1, 8, 14], family)
         assert subspace.directions.shape[1] == 0
         logits = adder.logits([(name, subspace_hook(subspace, [0, 1]))], TASK.tokens[others])
         assert_close(logits, adder.logits()[others], **exact)
@@ -147,22 +147,22 @@ def test_frequencies_that_are_not_there_have_no_directions() -> None:
 
 def test_leaving_out_half_of_the_pairs() -> None:
     x = Adder(fourier_adder(), TASK).activation("hook_embed", 0)
-    planted = leave_out(x, A, B, P, FREQUENCIES, "a")
+    planted = leave_out(x, AB, P, FREQUENCIES, "a")
     assert planted.rank == 6
     assert planted.removed == pytest.approx(1.0)
-    random = leave_out(x, A, B, P, [1, 8, 14], "a")
+    random = leave_out(x, AB, P, [1, 8, 14], "a")
     assert (random.removed, random.collateral, random.rank) == (0.0, 0.0, 0)
-    one = leave_out(x, A, B, P, [5], "a")
+    one = leave_out(x, AB, P, [5], "a")
     assert one.removed > 0.95
     assert one.collateral < 0.05  # the other frequencies stand in other directions
-    crowded = leave_out(x @ normal(16, 3), A, B, P, [5], "a")  # six functions in three directions
+    crowded = leave_out(x @ normal(16, 3), AB, P, [5], "a")  # six functions in three directions
     assert crowded.collateral > 0.2
 
 
 def test_leaving_out_is_seeded_and_the_hidden_state_of_random_weights_shows_nothing_beyond_chance() -> None:
     x = Adder(random_model(TASK, dtype=torch.float64), TASK).activation("blocks.0.hook_hidden")
-    assert leave_out(x, A, B, P, [2], "sum", seed=1) == leave_out(x, A, B, P, [2], "sum", seed=1)
-    assert leave_out(x, A, B, P, [2, 7], "difference").rank == 0
+    assert leave_out(x, AB, P, [2], "sum", seed=1) == leave_out(x, AB, P, [2], "sum", seed=1)
+    assert leave_out(x, AB, P, [2, 7], "difference").rank == 0
 
 
 @pytest.mark.parametrize("kind", ["transformer", "mlp"])
@@ -174,9 +174,9 @@ def test_it_is_an_ordinary_hook_of_other_models_on_any_batch(kind: str) -> None:
         else Adder(MLP(p), ModularAddition(p))
     )
     name = "blocks.0.attn.hook_q" if kind == "transformer" else "hook_hidden"
-    a, b = pairs(p)
+    ab = torch.stack(pairs(p), 1)
     position = 0 if kind == "transformer" else -1
-    subspace = fit_subspace(adder.activation(name, position), a, b, p, [1, 2], "a", chance=0.0)
+    subspace = fit_subspace(adder.activation(name, position), ab, p, [1, 2], "a", chance=0.0)
     assert subspace.directions.shape == (12, 4)
     batch = adder.tokens[torch.tensor([5, 40, 3])]
     with adder.model.hooks(fwd_hooks=[(name, subspace_hook(subspace, position))]):
@@ -191,22 +191,22 @@ def test_it_is_an_ordinary_hook_of_other_models_on_any_batch(kind: str) -> None:
 
 
 def test_what_cannot_be_fitted_or_hooked_is_one_clear_error() -> None:
-    x, (a, b) = normal(49, 4), pairs(7)
+    x, ab = normal(49, 4), torch.stack(pairs(7), 1)
     with unchecked(), pytest.raises(ActivationError, match="of 48 rows and 49 pairs"):
-        fit_subspace(x[:48], a, b, 7, [1])
+        fit_subspace(x[:48], ab, 7, [1])
     with pytest.raises(ActivationError, match="more than the 3 functions"):
-        fit_subspace(x[:3], a[:3], b[:3], 7, [1], beside=())
+        fit_subspace(x[:3], ab[:3], 7, [1], beside=())
     with pytest.raises(ActivationError, match="more than the 25 functions"):
-        fit_subspace(x[:9], a[:9], b[:9], 7, [1], beside=("a", "b", "sum", "difference"))
-    with pytest.raises(ModulusError, match="a from 0 to 6: expected 0 to 4, as p is 5"):
-        fit_subspace(x, a, b, 5, [1])
+        fit_subspace(x[:9], ab[:9], 7, [1], beside=("a", "b", "sum", "difference"))
+    with pytest.raises(ModulusError, match="numbers from 0 to 6: expected 0 to 4, as p is 5"):
+        fit_subspace(x, ab, 5, [1])
     with pytest.raises(FrequencyError, match="frequency 4"):
-        fit_subspace(x, a, b, 7, [4])
+        fit_subspace(x, ab, 7, [4])
     with pytest.raises(FamilyError, match="unknown family"):
-        fit_subspace(x, a, b, 7, [1], "product")
+        fit_subspace(x, ab, 7, [1], "product")
     with pytest.raises(FamilyError, match="unknown mode"):
-        subspace_hook(fit_subspace(x, a, b, 7, [1]), mode="half")
+        subspace_hook(fit_subspace(x, ab, 7, [1]), mode="half")
     with pytest.raises(ActivationError, match="width 5: expected 4"):
-        edit(fit_subspace(x, a, b, 7, [1]), normal(3, 5))
-    with unchecked(), pytest.raises(GridError, match="49 first and 48 second numbers"):
-        fit_subspace(x, a, b[:48], 7, [1])
+        edit(fit_subspace(x, ab, 7, [1]), normal(3, 5))
+    with unchecked(), pytest.raises(ActivationError, match="of 49 rows and 48 pairs"):
+        leave_out(x, ab[:48], 7, [1])
