@@ -3,6 +3,7 @@
 import importlib
 import re
 from functools import cache
+from inspect import isfunction
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ from analyses.neurons import cluster_neurons
 from hooked_rnn import HookedRNN, ModularAddition
 
 PAGE = (Path(__file__).parents[2] / "docs" / "definitions.md").read_text(encoding="utf-8")
+PARTS = {
+    "key_frequencies", "neuron_hook", "candidate_matrices", "distance_factor", "doubled", "operand_gradients", "token_directions",
+    "input_after_one_token", "live_weight", "restricted_to_families", "restricted_to_trace", "sums", "aliasing", "least_neurons", "check_exact",
+}  # fmt: skip
+"""Functions that operators are made of, and that the index leaves out."""
 MODELS = ("mod-add-113", "mod-add-113-adamw", "mod-add-113-clean")
 
 
@@ -46,6 +52,20 @@ def test_its_functions_exist() -> None:
     assert len(named) > 8
     for module, function in named:
         assert hasattr(importlib.import_module(f"analyses.{module}"), function), (module, function)
+
+
+def test_it_names_every_operator_of_the_toolbox() -> None:
+    index = "\n".join(row for row in PAGE.split("## Every operator, by name")[1].splitlines() if row.startswith("|"))
+    for module in (
+        "operands", "spectra", "key_frequencies", "singular_pairs", "neurons", "candidates", "circuit", "clock_pizza",
+        "subspace", "weight_removal", "restricted", "subsets", "progress", "attribution", "oracle",
+    ):  # fmt: skip
+        functions = vars(importlib.import_module(f"analyses.{module}"))
+        operators = {name for name, f in functions.items() if isfunction(f) and f.__module__ == f"analyses.{module}"}
+        named = set(re.findall(rf"`{module}\.(\w+)`", index))
+        left_out = {name for name in operators - named if not name.startswith("_")}
+        assert named <= operators
+        assert left_out <= PARTS, (module, left_out - PARTS)
 
 
 def test_its_example_runs() -> None:
