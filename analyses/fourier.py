@@ -61,13 +61,13 @@ class FourierBasis:
 
     def check(self, frequencies: Iterable[int]) -> list[int]:
         """The frequencies as a list, if each is in 1..p//2 and none stands twice; else FrequencyError."""
-        listed = check_distinct(frequencies)
+        listed = _listed(frequencies)
         for k in listed:
             if not isinstance(k, int) or isinstance(k, bool) or k not in self.frequencies:
                 raise FrequencyError(
                     f"frequency {k!r}: expected a whole number from 1 to {self.p // 2}, as p is {self.p}"
                 )
-        return listed
+        return check_distinct(listed)
 
     def functions(self, frequencies: Iterable[int], like: Tensor | None = None) -> Float[Tensor, "m p"]:
         """The basis functions of these frequencies; in the dtype and on the device of ``like``."""
@@ -101,9 +101,13 @@ class FourierBasis:
 
 def check_distinct(frequencies: Iterable[int]) -> list[int]:
     """The frequencies as a list, if there may be several and none stands twice; else FrequencyError."""
-    if not isinstance(frequencies, Iterable):
-        raise FrequencyError(f"frequencies {frequencies!r}: expected several of them, such as [1]")
-    listed = list(frequencies)
+    listed = _listed(frequencies)
     if len(set(listed)) < len(listed):
         raise FrequencyError(f"frequencies {listed}: expected each of them once")
     return listed
+
+
+def _listed(frequencies: Iterable[int]) -> list[int]:
+    if not isinstance(frequencies, Iterable):
+        raise FrequencyError(f"frequencies {frequencies!r}: expected several of them, such as [1]")
+    return list(frequencies)
