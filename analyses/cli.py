@@ -231,6 +231,33 @@ def progress(
 
 
 @app.command()
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(help="Two or more: embedded models, run directories, Hub ids, checkpoint files.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Directory for compare.json, compare.html and the figures.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print compare.json instead of the table.")] = False,
+    swap: Annotated[
+        int,
+        typer.Option(min=0, help="In how many splits of the pairs to put one model's last state in the other's place."),
+    ] = 0,
+    control: Annotated[
+        bool, typer.Option("--control", help="Lay a copy of the reference with random weights beside them.")
+    ] = False,
+) -> None:
+    """Lay models side by side on the same measures: does each share the strategy of the first transformer among them?"""
+    with clear_errors():
+        from analyses.comparison_report import make_comparison
+        from analyses.comparison_table import print_comparison
+
+        result = make_comparison(models, out, swap, control)
+        if as_json:
+            print(result.to_json())
+        else:
+            print_comparison(result, out)
+
+
+@app.command()
 def models() -> None:
     """List the embedded models with their figures."""
     with clear_errors():

@@ -57,3 +57,7 @@ class MetricError(HookedRNNError, ValueError):
 
 class StitchingError(HookedRNNError, ValueError):
     """Two models that cannot be stitched together, or a map that cannot be fitted."""
+
+
+class CompareError(HookedRNNError, ValueError):
+    """Models that cannot be laid side by side."""

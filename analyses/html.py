@@ -7,13 +7,7 @@ from string import Template
 
 from analyses.claims import VERDICTS, Claim
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
+STYLE = """\
   body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
   h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
   table { border-collapse: collapse; width: 100%; }
@@ -25,7 +19,17 @@ PAGE = Template("""<!doctype html>
   .holds { color: #00755a; } .partly { color: #a86500; } .no { color: #b13a00; }
   .wide { overflow-x: auto; }
   figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
-</style>
+"""
+"""What all pages look like."""
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+$style</style>
 </head>
 <body>
 <h1>$title</h1>
@@ -62,10 +66,11 @@ def render_page(
         view: HTML of the interactive view, scripts inline.
     """
     return PAGE.substitute(
+        style=STYLE,
         title=escape(f"Fourier structure of {model}"),
         facts="".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items()),
         claims="".join(_claim_row(claim) for claim in claims),
-        figures="".join(_figure(name, picture) for name, picture in pictures.items()),
+        figures="".join(figure_html(name, picture) for name, picture in pictures.items()),
         view=view,
     )
 
@@ -77,6 +82,7 @@ def _claim_row(claim: Claim) -> str:
     return f'<tr>{cells}<td class="verdict {claim.holds}">{VERDICTS[claim.holds]}{parts}</td></tr>'
 
 
-def _figure(name: str, picture: bytes) -> str:
+def figure_html(name: str, picture: bytes) -> str:
+    """A picture, inline."""
     encoded = base64.b64encode(picture).decode("ascii")
     return f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{encoded}"></figure>'

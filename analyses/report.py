@@ -84,10 +84,10 @@ def make_report(model: str | Subject, out: Path | None = None, progress: bool = 
         UnknownModelError, RunDirectoryError, WeightsError, ConfigError: as ``from_pretrained``.
     """
     if out is not None:
-        _make_writable(out)
+        make_writable(out)
     subject = load_subject(model) if isinstance(model, str) else model
     n_key = len(find(subject.adder).frequencies)
-    with _progress(n_ticks(n_key) + (out is not None), progress) as tick:
+    with progress_bar(n_ticks(n_key) + (out is not None), progress) as tick:
         measurements = measure(subject, tick)
         report = Report(subject, measurements, judge(measurements))
         if out is not None:
@@ -192,7 +192,7 @@ def _training(subject: Subject) -> str:
 
 
 @contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[str], None]]:
+def progress_bar(total: int, shown: bool) -> Iterator[Callable[[str], None]]:
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(),
@@ -208,7 +208,7 @@ def _progress(total: int, shown: bool) -> Iterator[Callable[[str], None]]:
         yield tick
 
 
-def _make_writable(out: Path) -> None:
+def make_writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

@@ -1,7 +1,8 @@
 """Where frequencies are removed, in any model: the :class:`analyses.ablation.Site` of W_E, of the last state and of W_U.
 
-What a removal costs is a forward pass, so accuracy may be taken on some of the pairs; what is removed is always fitted
-on all of them. Where the model is a linear map behind its last state, the two later sites need a matrix product alone.
+What a removal costs is a forward pass, so accuracy in the controls, of which there are many, may be taken on some of the
+pairs; what is removed is always fitted on all of them. Where the model is a linear map behind its last state, the two later sites need a
+matrix product alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from analyses.adder import Adder
 from analyses.errors import ActivationError
 from analyses.fourier import FourierBasis
 from analyses.grid import grid_functions
-from analyses.places import Place, last_place, logits_with, read
+from analyses.places import last_place, logits_with, read
 from analyses.weight_removal import live_weight
 from hooked_rnn import HookedRNN
 from hooked_rnn.errors import choices
@@ -24,6 +25,8 @@ from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 
 SITES = ("W_E", "hidden", "W_U")
 """The embedding of the numbers, the last state (:func:`analyses.places.last_place`), the unembedding of the answers."""
+APART = 1 << 32
+"""What is added to the seed of drawn pairs."""
 ROUNDING = 1e-4
 """Logits differ by no more than this, relative to the largest, if they differ by rounding alone."""
 
@@ -36,7 +39,8 @@ def sites(adder: Adder, n_pairs: int | None = None, seed: int = 0) -> dict[str, 
 
     Args:
         adder: the model and its task.
-        n_pairs: on how many pairs, drawn without replacement, accuracy is taken; all of them if None or if there are no more.
+        n_pairs: on how many pairs, drawn without replacement, ``accuracy_less`` is taken; all of them if None or if there are no
+            more. ``accuracy_without`` is of all pairs.
         seed: of that draw.
 
     Raises:
@@ -58,58 +62,66 @@ def drawn_pairs(adder: Adder, n_pairs: int | None = None, seed: int = 0) -> Int[
     if n_pairs is None or n_pairs >= n:
         chosen = torch.arange(n)
     else:
-        chosen = torch.randperm(n, generator=Generator().manual_seed(seed))[:n_pairs].sort().values
+        # Not the generator of ModularTask.split, whose first pairs are those that a model of the same seed was trained on.
+        chosen = torch.randperm(n, generator=Generator().manual_seed(APART + seed))[:n_pairs].sort().values
     return chosen.to(adder.tokens.device)
 
 
 @torch.no_grad()
 def embedding_site(adder: Adder, pairs: Int[Tensor, " n"]) -> Site:
     """Frequencies of the numbers, removed from their rows of W_E."""
-    with_rows = _recurrent(adder, pairs) or _any_model(adder, pairs)
     numbers = adder.W_E.clone()
-    labels = adder.labels[pairs]
-
-    def accuracy_less(part: Part) -> float:
-        return accuracy(with_rows(numbers - part.tensor()), labels)
-
-    return _weight_site(numbers, FourierBasis(adder.p), accuracy_less)
+    on_all, on_some = (_accuracy_by_rows(adder, chosen) for chosen in (drawn_pairs(adder), pairs))
+    return _weight_site(
+        numbers,
+        FourierBasis(adder.p),
+        lambda part: on_all(numbers - part.tensor()),
+        lambda part: on_some(numbers - part.tensor()),
+    )
 
 
 @torch.no_grad()
 def state_site(adder: Adder, pairs: Int[Tensor, " n"], state: Float[Tensor, "pairs d"]) -> Site:
     """Family "sum" of the last state, removed over the grid of all pairs, as :func:`analyses.ablation.frequency_hook` does."""
-    place, labels, plain = last_place(adder), adder.labels[pairs], adder.logits()
+    place, plain = last_place(adder), adder.logits()
     linear = reads_linearly(adder, state, plain)
 
     def part(frequencies: Sequence[int]) -> Part:
         functions = grid_functions(adder.p, frequencies, "sum").to(state)
         return Part(functions.T, functions @ state)
 
-    def accuracy_less(part: Part) -> float:
+    def accuracy_on(chosen: Tensor, part: Part) -> float:
         if linear:
-            return accuracy(plain[pairs] - part.left[pairs] @ (part.right @ adder.W_U), labels)
-        return accuracy(logits_with(adder, place, (state - part.tensor())[pairs], pairs), labels)
+            logits = plain[chosen] - part.left[chosen] @ (part.right @ adder.W_U)
+        else:
+            logits = logits_with(adder, place, (state - part.tensor())[chosen], chosen)
+        return accuracy(logits, adder.labels[chosen])
 
     def accuracy_without(frequencies: Sequence[int]) -> float:
-        return accuracy_less(part(frequencies)) if linear else _by_hook(adder, place, frequencies, pairs)
+        if linear:
+            return accuracy_on(drawn_pairs(adder), part(frequencies))
+        hook = frequency_hook(adder.p, frequencies, "sum", place.position)
+        return accuracy(adder.logits([(place.hook_name, hook)]), adder.labels)
 
-    return Site(state, part, accuracy_less, accuracy_without)
+    return Site(state, part, lambda part: accuracy_on(pairs, part), accuracy_without)
 
 
 @torch.no_grad()
 def unembedding_site(adder: Adder, pairs: Int[Tensor, " n"], state: Float[Tensor, "pairs d"]) -> Site:
     """Frequencies of the answers, removed from their columns of W_U."""
-    answers, labels = adder.W_U.T.clone(), adder.labels[pairs]
-    plain = adder.logits()
+    answers, plain = adder.W_U.T.clone(), adder.logits()
     linear = reads_linearly(adder, state, plain)
 
-    def accuracy_less(part: Part) -> float:
+    def accuracy_on(chosen: Tensor, part: Part) -> float:
         if linear:
-            return accuracy(plain[pairs] - (state[pairs] @ part.right.T) @ part.left.T, labels)
-        with _written(live_weight(adder.model, "W_U"), (answers - part.tensor()).T):
-            return accuracy(adder.logits(tokens=adder.tokens[pairs]), labels)
+            return accuracy(plain[chosen] - (state[chosen] @ part.right.T) @ part.left.T, adder.labels[chosen])
+        with _written(live_weight(adder.model, "W_U").detach(), (answers - part.tensor()).T):
+            return accuracy(adder.logits(tokens=adder.tokens[chosen]), adder.labels[chosen])
 
-    return _weight_site(answers, FourierBasis(adder.p), accuracy_less)
+    every = drawn_pairs(adder)
+    return _weight_site(
+        answers, FourierBasis(adder.p), lambda part: accuracy_on(every, part), lambda part: accuracy_on(pairs, part)
+    )
 
 
 def reads_linearly(adder: Adder, state: Float[Tensor, "pairs d"], logits: Float[Tensor, "pairs p"]) -> bool:
@@ -140,38 +152,34 @@ def accuracy(logits: Float[Tensor, "n p"], labels: Int[Tensor, " n"]) -> float:
     return float((logits.argmax(-1) == labels).double().mean())
 
 
-def _weight_site(value: Float[Tensor, "p d"], basis: FourierBasis, accuracy_less: Callable[[Part], float]) -> Site:
+def _weight_site(
+    value: Float[Tensor, "p d"],
+    basis: FourierBasis,
+    on_all: Callable[[Part], float],
+    on_some: Callable[[Part], float],
+) -> Site:
     """A site whose rows are the numbers, or the answers."""
 
     def part(frequencies: Sequence[int]) -> Part:
         functions = basis.functions(frequencies, like=value)
         return Part(functions.T, functions @ value)
 
-    return Site(value, part, accuracy_less, lambda frequencies: accuracy_less(part(frequencies)))
+    return Site(value, part, on_some, lambda frequencies: on_all(part(frequencies)))
 
 
-WithRows = Callable[[Float[Tensor, "p d_model"]], Float[Tensor, "n p"]]
-"""The logits with other rows for the numbers in W_E."""
+def _accuracy_by_rows(adder: Adder, pairs: Int[Tensor, " n"]) -> Callable[[Float[Tensor, "p d_model"]], float]:
+    """Accuracy on these pairs with other rows for the numbers in W_E: over shared prefixes where that is the model's own pass."""
+    model, tokens, labels = adder.model, adder.tokens[pairs], adder.labels[pairs]
+    if isinstance(model, HookedRNN) and not has_hooks(model) and adder.position in (-1, adder.task.n_ctx - 1):
+        trie, rest = PrefixTrie.of(tokens), model.W_E.detach()[adder.p :]  # rest: the '=' token
+        return lambda rows: accuracy(last_logits(model, trie, W_E=torch.cat([rows, rest]))[:, : adder.p], labels)
+    weight = live_weight(model, "W_E").detach()[: adder.p]
 
+    def by_forward(rows: Float[Tensor, "p d_model"]) -> float:
+        with _written(weight, rows):
+            return accuracy(adder.logits(tokens=tokens), labels)
 
-def _recurrent(adder: Adder, pairs: Int[Tensor, " n"]) -> WithRows | None:
-    """Over shared prefixes; None where that is not the model's own forward pass."""
-    model = adder.model
-    if not isinstance(model, HookedRNN) or has_hooks(model) or adder.position not in (-1, adder.task.n_ctx - 1):
-        return None
-    trie, rest = PrefixTrie.of(adder.tokens[pairs]), model.W_E.detach()[adder.p :]  # rest: the '=' token
-    return lambda rows: last_logits(model, trie, W_E=torch.cat([rows, rest]))[:, : adder.p]
-
-
-def _any_model(adder: Adder, pairs: Int[Tensor, " n"]) -> WithRows:
-    """By an ordinary forward pass."""
-    tokens, weight = adder.tokens[pairs], live_weight(adder.model, "W_E")
-
-    def with_rows(rows: Float[Tensor, "p d_model"]) -> Float[Tensor, "n p"]:
-        with _written(weight[: adder.p], rows):
-            return adder.logits(tokens=tokens)
-
-    return with_rows
+    return by_forward
 
 
 @contextmanager
@@ -186,8 +194,3 @@ def _written(weight: Tensor, value: Tensor) -> Iterator[None]:
     finally:
         with torch.no_grad():
             weight.copy_(before)
-
-
-def _by_hook(adder: Adder, place: Place, frequencies: Sequence[int], pairs: Int[Tensor, " n"]) -> float:
-    hook = frequency_hook(adder.p, frequencies, "sum", place.position)
-    return accuracy(adder.logits([(place.hook_name, hook)])[pairs], adder.labels[pairs])

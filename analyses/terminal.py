@@ -29,7 +29,7 @@ LEAST_WIDTH = 120
 
 def print_report(report: Report, out: Path | None) -> None:
     """The facts, the table of claims, and where the files are."""
-    console = _console()
+    console = wide_console()
     for name, value in facts(report).items():
         console.print(Text(f"{name:>16}  ", style="dim").append(value, style="not dim"))
     console.print(claims_table(report.claims))
@@ -84,12 +84,12 @@ def print_embedded() -> None:
             " ".join(map(str, key)),
             ", ".join(f"{n} {share:.1%}" for n, share in held.items()),
         )
-    _console().print(table)
+    wide_console().print(table)
 
 
 def print_circuit(circuit: Circuit, measures: ClockOrPizza) -> None:
     """What is written at each step, a line a stage; then frequency by frequency; then clock or pizza."""
-    console = _console(least_width=170)
+    console = wide_console(least_width=170)
     table = Table("step", "hook point", "what it is", title="Share of the centred variance at the key frequencies")
     for name in (*WAVES, "closed form", "relative error"):
         table.add_column(name, justify="right")
@@ -140,7 +140,7 @@ def print_circuit(circuit: Circuit, measures: ClockOrPizza) -> None:
 
 def print_progress(progress: Progress, out: Path | None) -> None:
     """A line for each checkpoint."""
-    console = _console(least_width=165)
+    console = wide_console(least_width=165)
     table = Table(title=f"Key frequencies of the end: {' '.join(map(str, progress.key.by_share)) or 'none'}")
     for name in (
         "step", "train loss", "test loss", "test accuracy", "restricted (test)", "excluded (train)", "keys now",
@@ -178,13 +178,14 @@ def print_rows(rows: Sequence[Mapping[str, object]]) -> None:
         table.add_column(overflow="fold", min_width=10)
     for name in columns(rows):
         table.add_row(name, *(_shown(row.get(name, "")) for row in rows))
-    _console(least_width=36 + 13 * len(rows)).print(table)
+    wide_console(least_width=36 + 13 * len(rows)).print(table)
 
 
 def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _console(least_width: int = LEAST_WIDTH) -> Console:
+def wide_console(least_width: int = LEAST_WIDTH) -> Console:
+    """A console of at least so many columns."""
     console = Console()
     return console if console.width >= least_width else Console(width=least_width)

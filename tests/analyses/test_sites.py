@@ -89,8 +89,16 @@ def test_accuracy_on_some_of_the_pairs() -> None:
     assert pairs.tolist() == sorted(pairs.tolist()) == drawn_pairs(adder, 20, seed=1).tolist()
     assert pairs.tolist() != drawn_pairs(adder, 20, seed=2).tolist()
     with removed_from_weight(adder, "W_E", [1]):
-        expected = accuracy(adder.logits()[pairs], adder.labels[pairs])
-    assert sites(adder, 20, seed=1)["W_E"].accuracy_without([1]) == expected
+        logits = adder.logits()
+    site = sites(adder, 20, seed=1)["W_E"]
+    assert site.accuracy_less(site.part([1])) == accuracy(logits[pairs], adder.labels[pairs])
+    assert site.accuracy_without([1]) == accuracy(logits, adder.labels)
+
+
+def test_the_pairs_drawn_are_not_those_that_a_model_was_trained_on() -> None:
+    adder = Adder(random_model(ModularAddition(P)), ModularAddition(P))
+    drawn, trained = (set(pairs.tolist()) for pairs in (drawn_pairs(adder, 300), adder.task.split(300 / P**2, 0)[0]))
+    assert len(drawn & trained) < 150  # a random 300 of 961 have some 94 in common
 
 
 def test_fewer_draws_are_the_first_of_the_controls() -> None:
