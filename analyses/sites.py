@@ -25,8 +25,8 @@ from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 
 SITES = ("W_E", "hidden", "W_U")
 """The embedding of the numbers, the last state (:func:`analyses.places.last_place`), the unembedding of the answers."""
-APART = 1 << 32
-"""What is added to the seed of drawn pairs."""
+APART = 1_000_003
+"""What is added to the seed of drawn pairs (torch's generator takes its lower 32 bits alone)."""
 ROUNDING = 1e-4
 """Logits differ by no more than this, relative to the largest, if they differ by rounding alone."""
 
