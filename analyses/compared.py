@@ -11,9 +11,12 @@ from torch import Tensor
 
 from analyses.adder import Adder
 from analyses.errors import CompareError, GridError, ModulusError, StitchingError
-from analyses.measure import load_subject
 from analyses.stitching import check_pair, untrained
 from hooked_rnn import HookedMLP, HookedRNN
+from hooked_rnn.checkpoints import CHECKPOINTS
+from hooked_rnn.errors import TaskError
+from hooked_rnn.loaders.load import LoadedModel, load_checkpoint
+from hooked_rnn.pretrained import read_training
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def check_same_task(models: Sequence[Compared]) -> None:
 
 def kind_of(model: Any) -> str:
     """What kind of model it is, with its sizes."""
-    cfg = model.cfg
+    cfg: Any = getattr(model, "cfg", None)
     if isinstance(model, HookedRNN):
         cell = f"{cfg.act_fn} RNN" if cfg.cell == "rnn" else cfg.cell.upper()
         return f"{_layers(cfg)}{cell}, {cfg.d_hidden} units"
@@ -110,15 +113,31 @@ def load_compared(names: Sequence[str]) -> list[Compared]:
     """Models by name.
 
     Args:
-        names: embedded models, run directories, Hub ids, or files.
+        names: embedded models, run directories, Hub ids, or files of any format of :mod:`hooked_rnn.loaders`.
 
     Raises:
-        UnknownModelError, RunDirectoryError, WeightsError, ConfigError: as :func:`hooked_rnn.load_model`.
-        ReportError: a model that is not one of addition of two numbers.
+        HookedRNNError: as :func:`hooked_rnn.loaders.load.load_checkpoint`.
+        CompareError: a model that does not add two numbers.
     """
     return [_load(name, short) for name, short in zip(names, short_names(names), strict=True)]
 
 
 def _load(name: str, short: str) -> Compared:
-    subject = load_subject(name)
-    return Compared(short, Adder(subject.model, subject.task), None)
+    loaded = load_checkpoint(name)
+    if loaded.task.operands != 2:
+        raise CompareError(f"{name} is of a task of {loaded.task.operands} operands: expected two")
+    return Compared(short, Adder(loaded.model, loaded.task), _trained_on(loaded), loaded.notes)
+
+
+def _trained_on(loaded: LoadedModel) -> Int[Tensor, " n_train"] | None:
+    """The pairs that a run was trained on, by the record beside its weights; None where there is none."""
+    file: Path | None = getattr(loaded.model, "loaded_from", None)
+    if file is None:
+        return None
+    record = read_training(file.parent.parent if file.parent.name == CHECKPOINTS else file.parent)
+    try:
+        return (
+            None if record is None else loaded.task.split(record["train"]["train_fraction"], record["train"]["seed"])[0]
+        )
+    except (KeyError, TypeError, TaskError) as error:
+        raise CompareError(f"the train.json beside {file} does not say the split: {error!r}") from error

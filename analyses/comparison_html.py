@@ -1,5 +1,6 @@
 """Models side by side as one HTML page that needs no other file and no network: a column for each model, a row for each criterion."""
 
+import re
 from collections.abc import Mapping
 from html import escape
 from string import Template
@@ -64,7 +65,7 @@ def render_comparison(comparison: Comparison, pictures: Mapping[str, bytes]) -> 
     listed = "".join(f"<li>{escape(name)}: {escape(note)}</li>" for name, note in notes)
     return PAGE.substitute(
         style=STYLE,
-        title=escape("One strategy? " + ", ".join(comparison.names)),
+        title=escape(f"One strategy? {len(comparison.models)} models of addition modulo {comparison.metrics[0].p}"),
         width=f"{19 + 11 * len(comparison.models)}rem",
         reference=escape(reference),
         header="".join(_head(comparison, i) for i in range(len(comparison.models))),
@@ -78,7 +79,8 @@ def render_comparison(comparison: Comparison, pictures: Mapping[str, bytes]) -> 
 def _head(comparison: Comparison, i: int) -> str:
     model = comparison.models[i]
     reference = " (reference)" if i == comparison.reference else ""
-    return f"<th>{escape(model.name)}<small>{escape(model.kind)}{reference}</small></th>"
+    name = re.sub(r"([/_-])", r"\1<wbr>", escape(model.name))
+    return f"<th>{name}<small>{escape(model.kind)}{reference}</small></th>"
 
 
 def _overall(comparison: Comparison) -> str:

@@ -1,7 +1,7 @@
 """Figures of models side by side. Each takes results and draws them; nothing is computed here that a table could quote."""
 
 import math
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -213,7 +213,7 @@ def swap_figure(reference: str, swaps: Mapping[str, Sequence[SwapTest]]) -> Figu
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set_xticks(range(len(ks)), map(str, ks))
             accuracy = swap.range(lambda trial: trial.swapped.accuracy).median
-            axes.set_title(textwrap.fill(f"{title}: accuracy {accuracy:.1%}", 60), fontsize=9)
+            axes.set_title(_wrapped(f"{title}: accuracy {accuracy:.1%}", 56), fontsize=9)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
             _plain(axes)
         row[0].set_ylabel("survives")
@@ -251,9 +251,14 @@ def _colours(names: Sequence[str]) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(len(names))]
 
 
-def _wrapped(name: str) -> str:
-    """A name in lines short enough for a panel; paths break at their slashes and dashes too."""
-    return textwrap.fill(name, 22)
+def _wrapped(name: str, width: int = 22) -> str:
+    """A name in lines short enough for a panel, broken where it has a space, a dash, a slash or an underscore."""
+    lines = [""]
+    for part in re.findall(r"[^ /_-]*[ /_-]?", name):
+        if len(lines[-1]) + len(part.rstrip()) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.strip() for line in lines)
 
 
 def _plain(axes: Axes) -> None:

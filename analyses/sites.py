@@ -17,7 +17,7 @@ from analyses.adder import Adder
 from analyses.errors import ActivationError
 from analyses.fourier import FourierBasis
 from analyses.grid import grid_functions
-from analyses.places import last_place, logits_with, read
+from analyses.places import Place, last_place, logits_with, read
 from analyses.weight_removal import live_weight
 from hooked_rnn import HookedRNN
 from hooked_rnn.errors import choices
@@ -40,7 +40,8 @@ def sites(adder: Adder, n_pairs: int | None = None, seed: int = 0) -> dict[str, 
     Args:
         adder: the model and its task.
         n_pairs: on how many pairs, drawn without replacement, ``accuracy_less`` is taken; all of them if None or if there are no
-            more. ``accuracy_without`` is of all pairs.
+            more. ``accuracy_without`` is of all pairs, but at the W_E of a model that has no shared prefixes, where each is a
+            forward pass.
         seed: of that draw.
 
     Raises:
@@ -71,7 +72,8 @@ def drawn_pairs(adder: Adder, n_pairs: int | None = None, seed: int = 0) -> Int[
 def embedding_site(adder: Adder, pairs: Int[Tensor, " n"]) -> Site:
     """Frequencies of the numbers, removed from their rows of W_E."""
     numbers = adder.W_E.clone()
-    on_all, on_some = (_accuracy_by_rows(adder, chosen) for chosen in (drawn_pairs(adder), pairs))
+    on_some = _accuracy_by_rows(adder, pairs)
+    on_all = _accuracy_by_rows(adder, drawn_pairs(adder)) if shares_prefixes(adder) else on_some
     return _weight_site(
         numbers,
         FourierBasis(adder.p),
@@ -167,10 +169,16 @@ def _weight_site(
     return Site(value, part, on_some, lambda frequencies: on_all(part(frequencies)))
 
 
+def shares_prefixes(adder: Adder) -> bool:
+    """Whether a pass over shared prefixes is the model's own."""
+    model = adder.model
+    return isinstance(model, HookedRNN) and not has_hooks(model) and adder.position in (-1, adder.task.n_ctx - 1)
+
+
 def _accuracy_by_rows(adder: Adder, pairs: Int[Tensor, " n"]) -> Callable[[Float[Tensor, "p d_model"]], float]:
     """Accuracy on these pairs with other rows for the numbers in W_E: over shared prefixes where that is the model's own pass."""
     model, tokens, labels = adder.model, adder.tokens[pairs], adder.labels[pairs]
-    if isinstance(model, HookedRNN) and not has_hooks(model) and adder.position in (-1, adder.task.n_ctx - 1):
+    if shares_prefixes(adder):
         trie, rest = PrefixTrie.of(tokens), model.W_E.detach()[adder.p :]  # rest: the '=' token
         return lambda rows: accuracy(last_logits(model, trie, W_E=torch.cat([rows, rest]))[:, : adder.p], labels)
     weight = live_weight(model, "W_E").detach()[: adder.p]

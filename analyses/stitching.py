@@ -47,6 +47,7 @@ from analyses.linear_map import (
     rotated,
 )
 from analyses.places import Place, last_place, logits_with, read
+from analyses.sites import reads_linearly
 from hooked_rnn import HookedRNN
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -309,6 +310,7 @@ class Stitch:
         self.frequencies = sorted({*source_frequencies, *target_frequencies})
         self.Y = read(target, target_place)
         self.X = read(source, source_place).to(self.Y.device)
+        self.is_read_linearly = target_place == last_place(target) and reads_linearly(target, self.Y, target.logits())
         self.circles = answer_circles(target, FourierBasis(target.p).frequencies).to(self.Y.device)
         self.key_circles = answer_circles(target, target_frequencies).to(self.Y.device)
         shared = [k for k in target_frequencies if k in source_frequencies]
@@ -347,7 +349,7 @@ class Stitch:
         )
 
     def _outcome(self, rows: Float[Tensor, "pairs d"], held: Int[Tensor, " n"]) -> Outcome:
-        logits = logits_with(self.target, self.target_place, rows[held], held).double()
+        logits = self._logits(rows[held], held).double()
         labels = self.target.labels[held]
         return Outcome(
             float((logits.argmax(1) == labels).double().mean()),
@@ -355,6 +357,14 @@ class Stitch:
             explained(rows[held].double(), self.Y[held].double()),
             amplitudes(logits, labels, self.target.p),
         )
+
+    def _logits(self, rows: Float[Tensor, "n d"], held: Int[Tensor, " n"]) -> Float[Tensor, "n p"]:
+        """The target's, with these rows put in: by a hook, or by what comes behind the place where W_U reads it as it is."""
+        if not self.is_read_linearly:
+            return logits_with(self.target, self.target_place, rows, held)
+        bias = getattr(self.target.model, "b_U", None)
+        logits = rows.to(self.target.W_U) @ self.target.W_U
+        return logits if bias is None else logits + bias.detach()[: self.target.p]
 
     def _from_untrained(self, fit: Int[Tensor, " n"], seed: int) -> Float[Tensor, "pairs d"]:
         X = read(untrained(self.source, seed), self.source_place).to(self.Y.device)

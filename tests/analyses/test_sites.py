@@ -91,8 +91,14 @@ def test_accuracy_on_some_of_the_pairs() -> None:
     with removed_from_weight(adder, "W_E", [1]):
         logits = adder.logits()
     site = sites(adder, 20, seed=1)["W_E"]
-    assert site.accuracy_less(site.part([1])) == accuracy(logits[pairs], adder.labels[pairs])
-    assert site.accuracy_without([1]) == accuracy(logits, adder.labels)
+    on_some = accuracy(logits[pairs], adder.labels[pairs])
+    assert site.accuracy_less(site.part([1])) == site.accuracy_without([1]) == on_some
+    recurrent = own(lively(random_model(adder.task)))
+    with removed_from_weight(recurrent, "W_E", [1]):
+        logits = recurrent.logits()
+    site = sites(recurrent, 20, seed=1)["W_E"]
+    assert site.accuracy_less(site.part([1])) == accuracy(logits[pairs], recurrent.labels[pairs])
+    assert site.accuracy_without([1]) == accuracy(logits, recurrent.labels)
 
 
 def test_the_pairs_drawn_are_not_those_that_a_model_was_trained_on() -> None:

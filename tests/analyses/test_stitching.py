@@ -299,3 +299,13 @@ def test_another_task_is_an_error() -> None:
         swap_test(adder, Adder(model, Difference(7)))
     with pytest.raises(GridError, match="a task of 3 operands"):
         swap_test(adder, Adder(model, ModularAddition(7, operands=3)))
+
+
+def test_what_w_u_reads_as_it_is_need_not_be_put_in_by_a_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = (Adder(fourier_adder(P, ks, (1.0, 0.8)), ModularAddition(P)) for ks in ((5, 12), (5, 3)))
+    directly = swap_test(source, target, seeds=(0,)).trials[0]
+    monkeypatch.setattr("analyses.stitching.reads_linearly", lambda *_: False)
+    by_hook = swap_test(source, target, seeds=(0,)).trials[0]
+    assert by_hook.swapped.loss == pytest.approx(directly.swapped.loss, rel=1e-6)
+    assert_close(by_hook.swapped.amplitudes, directly.swapped.amplitudes)
+    assert by_hook.swapped.accuracy == pytest.approx(directly.swapped.accuracy, abs=0.01)
