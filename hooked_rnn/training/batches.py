@@ -1,7 +1,6 @@
 """What a step is trained on: sequences with their prefixes found once, whole or in minibatches."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 from hooked_rnn.architectures import architecture_of
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.model import HookedRNN
-from hooked_rnn.prefix_gradients import LabelledTrie, backward, is_written_out
+from hooked_rnn.prefix_gradients import LabelledTrie, backward, is_written_out, n_shares
 from hooked_rnn.prefixes import PrefixTrie, has_hooks, hooked_last_logits, last_logits, needs_plain_forward
+from hooked_rnn.side_by_side import team_size
 
 PIECE = 2048
 """Sequences that are evaluated at once, by models that have no prefixes to share: as memory is."""
@@ -28,6 +28,7 @@ class Sequences:
     tokens: Int[Tensor, "n pos"]
     labels: Int[Tensor, " n"]
     trie: PrefixTrie
+    _labelled_tries: dict[int, LabelledTrie] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tokens: Int[Tensor, "n pos"], labels: Int[Tensor, " n"], device: torch.device) -> "Sequences":
@@ -38,15 +39,22 @@ class Sequences:
         """Some of the sequences."""
         return Sequences(self.tokens[rows], self.labels[rows], self.trie.restricted(rows))
 
-    @cached_property
-    def labelled_trie(self) -> LabelledTrie:
-        """The index that :meth:`backward` goes by."""
-        return LabelledTrie.of(self.trie, self.labels)
+    def labelled_trie(self, threads: int) -> LabelledTrie:
+        """The index that :meth:`backward` goes by, for so many threads."""
+        if threads not in self._labelled_tries:
+            self._labelled_tries[threads] = LabelledTrie.of(self.trie, self.labels, threads)
+        return self._labelled_tries[threads]
+
+    def threads(self, model: nn.Module) -> int:
+        """How many threads are to share :meth:`backward`: up to torch's number; 1 where torch's own do as well."""
+        if isinstance(model, HookedRNN) and self.labels.device.type == "cpu" and _by_prefixes(model):
+            return n_shares(len(self.labels), torch.get_num_threads())
+        return 1
 
     def backward(self, model: nn.Module) -> Float[Tensor, ""]:
         """The mean loss at the last position; its gradient is added to the parameters'."""
-        if isinstance(model, HookedRNN) and is_written_out(model) and not has_hooks(model):
-            return backward(model, self.labelled_trie)
+        if isinstance(model, HookedRNN) and _by_prefixes(model):
+            return backward(model, self.labelled_trie(team_size()))
         loss = cross_entropy(self.last_logits(model)[:, None], self.labels)
         loss.backward()
         return loss.detach()
@@ -60,6 +68,10 @@ class Sequences:
             return model(self.tokens, logits_to_keep=1)[:, 0]
         by_prefixes = hooked_last_logits if has_hooks(model) else last_logits
         return by_prefixes(model, self.trie)
+
+
+def _by_prefixes(model: HookedRNN) -> bool:
+    return is_written_out(model) and not has_hooks(model)
 
 
 class Minibatches:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 from hooked_rnn.architectures import architecture_of, model_config
 from hooked_rnn.errors import ConfigError, TaskError, TrainingDivergedError
 from hooked_rnn.losses import cross_entropy
+from hooked_rnn.side_by_side import lead
 from hooked_rnn.tasks import ModularTask
 from hooked_rnn.training.batches import Minibatches, Sequences
 from hooked_rnn.training.config import TrainConfig
@@ -150,7 +152,11 @@ def _take_steps(
 
 
 def take_step(model: nn.Module, optimizer: AdamW, batch: Sequences, config: TrainConfig, step: int) -> None:
-    """One optimizer step on a batch."""
+    """One optimizer step on a batch, by as many threads as torch has."""
+    lead(batch.threads(model), partial(_take_step, model, optimizer, batch, config, step))
+
+
+def _take_step(model: nn.Module, optimizer: AdamW, batch: Sequences, config: TrainConfig, step: int) -> None:
     optimizer.zero_grad()
     lr = learning_rate(config, step)
     for group in optimizer.param_groups:

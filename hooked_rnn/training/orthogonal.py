@@ -1,10 +1,13 @@
 """The orthogonal gradient of Prieto et al. 2025, "Grokking at the Edge of Numerical Stability"."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from hooked_rnn.side_by_side import share, team_size
 
 
 def orthogonal_gradient(weight: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -21,10 +24,12 @@ def orthogonal_gradient(weight: Float[Tensor, "*shape"], grad: Float[Tensor, "*s
 
 @torch.no_grad()
 def orthogonalize_gradients(parameters: Iterable[Tensor]) -> None:
-    """Write over the gradient of every parameter with its orthogonal gradient."""
-    pairs = [(parameter.detach(), parameter.grad) for parameter in parameters if parameter.grad is not None]
-    if pairs:
-        _orthogonalize(*map(list, zip(*pairs, strict=True)))
+    """Write over the gradient of every parameter with its orthogonal gradient; threads share the parameters."""
+    shares: list[list[Tensor]] = [[] for _ in range(team_size())]
+    for parameter in sorted(parameters, key=torch.numel, reverse=True):
+        if parameter.grad is not None:
+            min(shares, key=lambda mine: sum(map(torch.numel, mine))).append(parameter)
+    share([partial(_orthogonalize, mine, [p.grad for p in mine if p.grad is not None]) for mine in shares if mine])
 
 
 def _orthogonalize(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
