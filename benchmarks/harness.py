@@ -56,9 +56,28 @@ def compare(
     rounds: int = 15,
     goal: float | None = None,
     note: str = "",
+    in_a_row: bool = False,
 ) -> Comparison:
-    """Run both in turn, after two rounds that do not count."""
-    pairs = [(seconds_of(measured), seconds_of(baseline)) for _ in range(rounds + 2)][2:]
+    """Run both in turn, after two rounds that do not count.
+
+    Args:
+        name: of the row.
+        measured: what is timed.
+        baseline: what it is compared with.
+        threads: for the record.
+        rounds: how many count.
+        goal: what the median ratio is to be at most.
+        note: for the record.
+        in_a_row: run each side twice a round and time its second run, as in a row of steps. Its first then
+            finds the caches as the other side left them, and torch's other threads spinning for some 10 ms.
+    """
+
+    def seconds(side: Callable[[], object]) -> float:
+        if in_a_row:
+            side()
+        return seconds_of(side)
+
+    pairs = [(seconds(measured), seconds(baseline)) for _ in range(rounds + 2)][2:]
     return Comparison.of(name, pairs, threads, goal, note)
 
 

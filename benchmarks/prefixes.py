@@ -1,11 +1,13 @@
 """A full-batch gradient by shared prefixes beside the plain forward and backward, over operands and layers."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from benchmarks.harness import Comparison, compare
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition
+from hooked_rnn.side_by_side import lead
 from hooked_rnn.training.batches import Sequences
 
 CASES = [(113, 2, False, 1), (113, 2, True, 1), (23, 3, False, 1), (11, 4, False, 1), (7, 5, False, 1)]
@@ -24,13 +26,13 @@ def comparisons(threads: int) -> Iterator[Comparison]:
         name = f"gradient by prefixes: {operands} operands mod {p}{', =' * equals_token}, {layers} layer{'s' * (layers > 1)}"
         by_prefix, plain = gradients(HookedRNN(cfg), batch)
         note = f"{nodes} states for {len(chosen):,} sequences of {task.n_ctx}"
-        yield compare(f"{name}, over plain", by_prefix, plain, threads, rounds=9, note=note)
+        yield compare(f"{name}, over plain", by_prefix, plain, threads, rounds=9, note=note, in_a_row=True)
 
 
 def gradients(model: HookedRNN, batch: Sequences) -> tuple[Callable[[], None], Callable[[], None]]:
     def by_prefix() -> None:
         model.zero_grad()
-        batch.backward(model)
+        lead(batch.threads(model), partial(batch.backward, model))
 
     def plain() -> None:
         model.zero_grad()

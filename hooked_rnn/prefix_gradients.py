@@ -258,6 +258,8 @@ class _Sweep:
                 gradients.add(parameter, gradient)
         for above, gradient in zip(self.blocks, level.d_recurrents, strict=True):
             gradients.add_sum(above.b_hh, gradient)
+            if above.W_hh not in gradients.sums:  # one position: what enters it is zero, and so is what W_hh gets
+                gradients.add(above.W_hh, torch.zeros_like(above.W_hh))
         gradients.add(W_E, self.d_table @ block.W_ih.T)
         gradients.add(block.W_ih, W_E.T @ self.d_table)
         gradients.add_sum(block.b_ih, self.d_table)

@@ -43,6 +43,8 @@ def share(tasks: Sequence[Callable[[], T]]) -> list[T]:
     helpers = _team.helpers
     if not helpers:
         return [task() for task in tasks]
+    if len(tasks) > team_size():
+        raise ValueError(f"{len(tasks)} tasks: expected at most {team_size()}, the threads there are")
     begun = [helper.begin(task) for helper, task in zip(helpers, tasks[1:], strict=False)]
     try:
         return [tasks[0](), *(task.outcome() for task in begun)]

@@ -1,13 +1,10 @@
 """The orthogonal gradient of Prieto et al. 2025, "Grokking at the Edge of Numerical Stability"."""
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from hooked_rnn.side_by_side import share, team_size
 
 
 def orthogonal_gradient(weight: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -24,27 +21,19 @@ def orthogonal_gradient(weight: Float[Tensor, "*shape"], grad: Float[Tensor, "*s
 
 @torch.no_grad()
 def orthogonalize_gradients(parameters: Iterable[Tensor]) -> None:
-    """Write over the gradient of every parameter with its orthogonal gradient; threads share the parameters."""
-    shares: list[list[Tensor]] = [[] for _ in range(team_size())]
-    for parameter in sorted(parameters, key=torch.numel, reverse=True):
-        if parameter.grad is not None:
-            min(shares, key=lambda mine: sum(map(torch.numel, mine))).append(parameter)
-    share([partial(_orthogonalize, mine, [p.grad for p in mine if p.grad is not None]) for mine in shares if mine])
+    """Write over the gradient of every parameter with its orthogonal gradient."""
+    pairs = [(parameter.detach(), parameter.grad) for parameter in parameters if parameter.grad is not None]
+    if pairs:
+        _orthogonalize(*map(list, zip(*pairs, strict=True)))
 
 
-def _orthogonalize(weights: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-    """Of each weight and its gradient, in place; what is one number for each is computed for all together."""
-    room = torch.empty_like(max(weights, key=torch.numel)).view(-1)
-    rooms = [room[: weight.numel()].view_as(weight) for weight in weights]
-    each = list(zip(weights, grads, rooms, strict=True))
-
-    squares = torch.stack([torch.mul(w, w, out=out).sum() for w, _, out in each])
-    products = torch.stack([torch.mul(w, g, out=out).sum() for w, g, out in each])
+def _orthogonalize(weights: list[Tensor], grads: list[Tensor]) -> None:
+    """Of each weight and its gradient, in place, with few calls: most parameters are small."""
+    squares = torch.stack([square.sum() for square in torch._foreach_mul(weights, weights)])
+    products = torch.stack([product.sum() for product in torch._foreach_mul(weights, grads)])
     along = torch.where(squares > 0, products / squares, 0)
-    norms = torch.stack([torch.linalg.vector_norm(g) for g in grads])
-    for (w, g, out), factor in zip(each, along.unbind(), strict=True):
-        g.sub_(torch.mul(w, factor, out=out))
-    orthogonal_norms = torch.stack([torch.linalg.vector_norm(g) for g in grads])
+    norms = torch.stack(torch._foreach_norm(grads))
+    torch._foreach_sub_(grads, torch._foreach_mul(weights, along.unbind()))
+    orthogonal_norms = torch.stack(torch._foreach_norm(grads))
     scales = torch.where(orthogonal_norms > torch.finfo(norms.dtype).eps * norms, norms / orthogonal_norms, 0)
-    for g, scale in zip(grads, scales.unbind(), strict=True):
-        g.mul_(scale)
+    torch._foreach_mul_(grads, scales.unbind())

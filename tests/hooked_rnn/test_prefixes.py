@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ from torch.nn.utils import parametrizations, prune
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, prefix_gradients
 from hooked_rnn.prefix_gradients import LabelledTrie, backward
 from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits, needs_plain_forward
+from hooked_rnn.side_by_side import lead
 from hooked_rnn.training.batches import Sequences
 
 
@@ -79,6 +81,7 @@ def gradients(model: HookedRNN, logits: torch.Tensor) -> list[torch.Tensor]:
     bias=st.booleans(),
     act_fn=st.sampled_from(["relu", "tanh"]),
     chunk=st.sampled_from([1, 5, 1024]),
+    threads=st.integers(1, 3),
     seed=st.integers(0, 100),
 )
 @settings(max_examples=25, deadline=None)
@@ -89,6 +92,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_plain_forward(
     bias: bool,
     act_fn: str,
     chunk: int,
+    threads: int,
     seed: int,
     dtype: torch.dtype,
     rtol: float,
@@ -97,21 +101,46 @@ def test_the_loss_and_its_gradient_are_those_of_the_plain_forward(
     model = model_of(task, n_layers, bias, act_fn, dtype)
     chosen = torch.randint(len(task.tokens), (17,), generator=torch.Generator().manual_seed(seed))
     tokens, labels = task.tokens[chosen], task.labels[chosen]
-    with mock.patch.object(prefix_gradients, "CHUNK", chunk):
-        batch = LabelledTrie.of(PrefixTrie.of(tokens), labels)
-    assert len(batch.last) == {1: 17, 5: 4, 1024: 1}[chunk]
+    with mock.patch.object(prefix_gradients, "CHUNK", chunk), mock.patch.object(prefix_gradients, "SHARE", 1):
+        batch = LabelledTrie.of(PrefixTrie.of(tokens), labels, threads)
+    if threads == 1:
+        assert [len(chunks) for chunks in batch.last] == [{1: 17, 5: 4, 1024: 1}[chunk]]
     losses, gradients = [], []
     for plain in (True, False):
         model.zero_grad()
-        loss = model(tokens, return_type="loss", labels=labels) if plain else backward(model, batch)
         if plain:
+            loss = model(tokens, return_type="loss", labels=labels)
             loss.backward()
+        else:
+            loss = lead(threads, partial(backward, model, batch))
         losses.append(loss.detach())
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     torch.testing.assert_close(losses[1], losses[0], rtol=rtol, atol=0)
     for mine, theirs in zip(*reversed(gradients), strict=True):
         # Relative to the gradient's size: single entries cancel.
         assert float((mine - theirs).norm()) <= rtol * float(theirs.norm()) + 1e-30
+
+
+@given(operands=st.integers(1, 4), threads=st.integers(1, 5), share=st.integers(1, 20), seed=st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_shares_have_every_node_once_and_no_parent_in_common(
+    operands: int, threads: int, share: int, seed: int
+) -> None:
+    """Two threads that add to the same row would lose a sum now and then."""
+    task = ModularAddition(5, operands)
+    chosen = torch.randint(len(task.tokens), (40,), generator=torch.Generator().manual_seed(seed))
+    trie = PrefixTrie.of(task.tokens[chosen])
+    with mock.patch.object(prefix_gradients, "SHARE", share):
+        batch = LabelledTrie.of(trie, task.labels[chosen], threads)
+    positions = [[[step] for step in steps] for steps in batch.inner]
+    positions.append([[step for step, _ in chunks] for chunks in batch.last])
+    for shares in positions:
+        assert len(shares) <= threads
+        parents = [set(torch.cat([step.parents for step in steps]).tolist()) for steps in shares]
+        assert sum(map(len, parents)) == len(set().union(*parents))
+        nodes = [node for steps in shares for step in steps for node in range(step.nodes.start, step.nodes.stop)]
+        assert nodes == list(range(len(nodes)))
+    assert len(nodes) == 40
 
 
 def test_gradients_add_up_and_frozen_parameters_have_none() -> None:
