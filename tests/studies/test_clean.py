@@ -20,11 +20,10 @@ def test_the_page_is_what_the_table_says() -> None:
     assert PAGE.read_text(encoding="utf-8") == page() + "\n"
 
 
-def test_every_setting_has_two_seeds() -> None:
+def test_every_setting_has_rows_and_every_row_a_setting() -> None:
     rows = [(row["setting"], row["seed"]) for row in STUDY.rows()]
     assert len(rows) == len(set(rows))
     assert {setting for setting, _ in rows} == set(SETTINGS)
-    assert all(sum(row[0] == setting for row in rows) >= 2 for setting in SETTINGS)
 
 
 @every_embedded_model
