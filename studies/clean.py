@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
-from analyses.ablation import SITES, last_hidden
+from analyses.adder import Adder
 from analyses.attribution import hidden_fit
 from analyses.claims import C2_ENERGY, C6_RELATIVE, C7_ALL_REMOVED, C7_ONE_REMOVED
+from analyses.key_frequencies import find
 from analyses.low_rank import cumulative_energy, held_by_first
-from analyses.measure import key_frequencies_of, matrices
+from analyses.measure import matrices
+from analyses.places import last_place, read
+from analyses.sites import SITES, sites
 from hooked_rnn import HookedRNN, ModularTask, Run
 from studies.study import FOLDER, P, Study
 
@@ -62,16 +65,16 @@ def figures_of_model(model: HookedRNN, task: ModularTask) -> dict[str, Any]:
 
     And one more, ``X without doubles``: accuracy without the key frequencies and without twice each of them, which a ReLU makes.
     """
-    hidden, key = last_hidden(model, task), key_frequencies_of(model, task).by_share
-    correct = (hidden @ model.W_U + model.b_U).argmax(-1) == task.labels
+    adder = Adder(model, task)
+    hidden, key = read(adder, last_place(adder)), find(adder).by_share
+    correct = adder.logits().argmax(-1) == adder.labels
     errors = sorted(hidden_fit(hidden, model.W_U, k).relative for k in key)
     figures: dict[str, Any] = {"accuracy": float(correct.double().mean()), "n_key": len(key)}
     figures["key_frequencies"] = " ".join(map(str, key))
     for name, matrix in matrices(model).items():
         figures[f"energy {name}"] = held_by_first(cumulative_energy(matrix), 2 * len(key))
     figures |= {"least_fit_error": errors[0], "largest_fit_error": errors[-1]}
-    for name, make_site in SITES.items():
-        site = make_site(model, task)
+    for name, site in sites(adder).items():
         figures[f"{name} without 1"] = sum(site.accuracy_without([k]) for k in key) / len(key)
         figures[f"{name} without all"] = site.accuracy_without(key)
         figures[f"{name} without doubles"] = site.accuracy_without(sorted({*key, *doubles(key, task.p)}))
@@ -148,7 +151,7 @@ def _what_they_say(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return [
         f"- **C6 is out of reach here.** Of all {len(rows)} runs the least error of any key frequency is {min(figures('least_fit_error')):.3f} and the smallest "
         f"largest one {min(figures('largest_fit_error')):.3f}; the published range ends at 0.01.",
-        f"- **C2, with W_hh, and C7 do hold together**, in {len(both)} runs: {'; '.join(both)}. No setting has it in every seed.",
+        f"- **C2, with W_hh, and C7 do hold together**, in {len(both)} runs: {'; '.join(both)}. No setting of two seeds or more has it in every seed.",
         "- **What remains without the key frequencies is their doubles.** A ReLU of a wave of frequency k has 2k in it, and W_U reads it: 2k of all key",
         "  frequencies names the answer as well as k does, so that a faint remainder decides if it is clean. Where the orthogonal gradient was used, "
         f"{span(figures('W_U without all', '40%') + figures('W_U without all', '60%, 200'), '.1%')}",
