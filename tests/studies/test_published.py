@@ -5,23 +5,23 @@ import pytest
 from analyses.seeds import read_csv
 from studies.published import PAGE, QUANTITIES, TABLE, figures_of, page, rows_of
 
-EMBEDDED = "mod-add-113"
+TRANSFORMER = "mod-add-113-transformer"
 
 
-def test_the_row_of_an_embedded_model_is_measured_again() -> None:
-    again = figures_of(EMBEDDED)
-    row = next(row for row in read_csv(TABLE) if row["name"] == EMBEDDED)
+def test_the_row_of_the_embedded_transformer_is_measured_again() -> None:
+    again = figures_of(TRANSFORMER)
+    row = next(row for row in rows_of("transformer") if int(row["seed"]) == again["seed"])
     for name, value in again.items():
         if isinstance(value, float):
             assert value == pytest.approx(float(row[name]), abs=1e-4), name
-        else:
+        elif name != "name":  # the table has the runs that it was chosen from, by their seeds
             assert str(value) == row[name], name
 
 
 def test_every_run_has_learned_and_stands_there_once() -> None:
     rows = read_csv(TABLE)
     assert len({row["name"] for row in rows}) == len(rows)
-    assert len(rows_of("transformer")) >= 2
+    assert len(rows_of("transformer")) >= 3
     assert all(float(row["accuracy"]) > 0.99 for row in rows)
 
 
