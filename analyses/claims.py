@@ -176,15 +176,15 @@ def judge_fit(fits: Mapping[int, Fit]) -> Claim:
     )
 
 
-def judge_removal(ablations: Mapping[str, Ablation]) -> Claim:
-    """C7, from the accuracy with key frequencies removed, and with random others."""
+def judge_removal(ablations: Mapping[str, Ablation], pairs: str = "all pairs") -> Claim:
+    """C7, from the accuracy with key frequencies removed, and with random others; ``pairs`` says on which pairs."""
     by_part = {site: _judge_curve(ablation) for site, ablation in ablations.items()}
     return Claim(
         "C7",
         "Removing one frequency hardly matters; removing more degrades accuracy drastically",
         "yes (no figure)",
         "; ".join(f"{site}: {_curve(ablation)}" for site, ablation in ablations.items()) or "no site to remove from",
-        f"mean accuracy on all pairs; holds with at least {C7_ONE_REMOVED:.0%} without one key frequency, at most "
+        f"mean accuracy on {pairs}; holds with at least {C7_ONE_REMOVED:.0%} without one key frequency, at most "
         f"{C7_ALL_REMOVED:.0%} without all, and at least {C7_CONTROL:.0%} without as many random other ones; partly: a drop of "
         f"{C7_PARTLY_DROP:.0%} from one to all",
         _overall(by_part.values()),
@@ -239,5 +239,8 @@ def judge(m: Measurements) -> list[Claim]:
         judge_attribution(m.attributions),
         judge_embedding(m.explained, len(m.key.frequencies), len(m.key.spectrum.shares)),
         judge_fit(m.fits),
-        judge_removal(m.ablations),
+        judge_removal(
+            m.ablations,
+            "all pairs" if m.drawn is None else f"all pairs (without frequencies of W_E: on {m.drawn:,} drawn ones)",
+        ),
     ]

@@ -13,7 +13,7 @@ from analyses.c9 import IRRELEVANCE, LOGITS_FORM, SYMMETRICITY
 from analyses.claims import C2_ENERGY
 from analyses.key_frequencies import LOGITS
 from analyses.metrics import ENDS, LAST_STATE, Absent, Metrics
-from analyses.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
+from analyses.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from analyses.sites import SITES
 from analyses.spectra import Spectrum
 from analyses.stitching import NEGLIGIBLE, SwapTest

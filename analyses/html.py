@@ -1,11 +1,13 @@
 """The report as one HTML page that needs no other file and no network."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
 
 from analyses.claims import VERDICTS, Claim
+from analyses.sections import Picture, Section, Table
 
 STYLE = """\
   body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
@@ -18,7 +20,11 @@ STYLE = """\
   td.verdict small { font-weight: 400; display: block; }
   .holds { color: #00755a; } .partly { color: #a86500; } .no { color: #b13a00; }
   .wide { overflow-x: auto; }
-  figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
+  figure { margin: 1.8rem 0; } img { max-width: 100%; height: auto; }
+  figcaption, caption { font-size: .88rem; color: #555; text-align: left; }
+  caption { padding-bottom: .4rem; } table.results { margin: 1.8rem 0; width: auto; }
+  table.results td, table.results th { font-size: .88rem; padding: .25rem .8rem .25rem 0; font-variant-numeric: tabular-nums; }
+  nav { margin: 1.5rem 0; } nav a { margin-right: 1.2rem; display: inline-block; } p.left-out { color: #555; }
 """
 """What all pages look like."""
 
@@ -34,17 +40,17 @@ $style</style>
 <body>
 <h1>$title</h1>
 <p>The claims of Rangamani, <cite>Low Rank and Sparse Fourier Structure in Recurrent Networks Trained on Modular
-Addition</cite> (ICASSP 2025, arXiv 2503.22059), measured on one network by hooked_rnn. The criteria are constants of the
-program, fixed before its embedded weights were trained.</p>
+Addition</cite> (ICASSP 2025, arXiv 2503.22059), measured on one network by hooked_rnn, and what its Fourier toolbox finds. The criteria are constants
+of the program, fixed before its embedded weights were trained. Throughout w = 2&pi;k/p.</p>
 <table class="facts"><tbody>$facts</tbody></table>
-<h2>Claims</h2>
+<nav>$contents</nav>
+<h2 id="claims">Claims</h2>
 <div class="wide"><table class="claims">
 <thead><tr><th></th><th>claim</th><th>published</th><th>measured</th><th>definition used</th><th>verdict</th></tr></thead>
 <tbody>$claims</tbody>
 </table></div>
-<h2>Figures</h2>
-$figures
-<h2>Hidden activations</h2>
+$sections
+<h2 id="activations">Hidden activations</h2>
 <p>The most active units of the hidden state, token by token, for some pairs: the darker the blue, the larger the
 activation (white is none, red is negative). Choose a unit, and the pairs to show.</p>
 $view
@@ -54,7 +60,12 @@ $view
 
 
 def render_page(
-    model: str, facts: Mapping[str, str], claims: Sequence[Claim], pictures: Mapping[str, bytes], view: str
+    model: str,
+    facts: Mapping[str, str],
+    claims: Sequence[Claim],
+    sections: Sequence[Section],
+    drawn: Mapping[str, bytes],
+    view: str,
 ) -> str:
     """The page.
 
@@ -62,17 +73,40 @@ def render_page(
         model: the model's name, for the title.
         facts: rows of the first table.
         claims: rows of the second.
-        pictures: PNG bytes by name.
+        sections: tables and pictures.
+        drawn: PNG bytes by the picture's name.
         view: HTML of the interactive view, scripts inline.
     """
+    titles = {"claims": "Claims", **{_id(s.title): s.title for s in sections}, "activations": "Hidden activations"}
     return PAGE.substitute(
         style=STYLE,
         title=escape(f"Fourier structure of {model}"),
         facts="".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items()),
+        contents="".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in titles.items()),
         claims="".join(_claim_row(claim) for claim in claims),
-        figures="".join(figure_html(name, picture) for name, picture in pictures.items()),
+        sections="".join(_section(section, drawn) for section in sections),
         view=view,
     )
+
+
+def _section(section: Section, drawn: Mapping[str, bytes]) -> str:
+    parts = "".join(
+        figure_html(part.name, drawn[part.name], part.caption) if isinstance(part, Picture) else _table(part)
+        for part in section.parts
+    )
+    left_out = "".join(f'<p class="left-out">{escape(line)}</p>' for line in section.left_out)
+    return f'<h2 id="{_id(section.title)}">{escape(section.title)}</h2>\n{parts}{left_out}'
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    caption = f"<caption>{escape(table.caption)}</caption>"
+    return f'<div class="wide"><table class="results">{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _id(title: str) -> str:
+    return re.sub(r"[^a-z]+", "-", title.lower())
 
 
 def _claim_row(claim: Claim) -> str:
@@ -82,7 +116,8 @@ def _claim_row(claim: Claim) -> str:
     return f'<tr>{cells}<td class="verdict {claim.holds}">{VERDICTS[claim.holds]}{parts}</td></tr>'
 
 
-def figure_html(name: str, picture: bytes) -> str:
-    """A picture, inline."""
+def figure_html(name: str, picture: bytes, caption: str = "") -> str:
+    """A picture, inline, and its caption where it has one."""
     encoded = base64.b64encode(picture).decode("ascii")
-    return f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{encoded}"></figure>'
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{encoded}">{below}</figure>'

@@ -96,6 +96,8 @@ class Measurements:
     """By key frequency: the tokens in the plane of the embedding in which it turns."""
     ablations: dict[str, Ablation]
     """By site."""
+    drawn: int | None
+    """On how many drawn pairs accuracy is taken without frequencies of W_E; None for all."""
     left_out: dict[str, str]
     """What this kind of model does not have, and why."""
 
@@ -259,6 +261,7 @@ def measure(subject: Subject, tick: Callable[[str], object] = lambda _: None) ->
         fits={k: hidden_fit(hidden, W_U, k) for k in ks},
         circles={k: circle(adder.W_E, k) for k in ks},
         ablations=ablations,
+        drawn=None if len(drawn) == len(labels) else len(drawn),
         left_out=left_out,
     )
 

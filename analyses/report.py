@@ -13,14 +13,16 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from analyses import plots
 from analyses.ablation import Curve
 from analyses.claims import Claim, judge
 from analyses.errors import ReportError
 from analyses.html import render_page
 from analyses.key_frequencies import find
 from analyses.measure import Measurements, Subject, load_subject, measure, n_ticks
+from analyses.sections import Section, pictures, sections
 from analyses.seeds import SEEDS, read_csv
+from analyses.toolbox import PARTS, Toolbox, use_toolbox
+from analyses.toolbox_json import toolbox_dict
 from analyses.views import hidden_view
 from hooked_rnn import HookedRNN
 from hooked_rnn.files import write_atomically, write_text_atomically
@@ -30,10 +32,11 @@ from hooked_rnn.training.run_directory import read_history, versions
 
 @dataclass(frozen=True)
 class Report:
-    """A model, what was measured on it, and which claims hold."""
+    """A model, what was measured on it, what the Fourier toolbox finds, and which claims hold."""
 
     subject: Subject
     measurements: Measurements
+    toolbox: Toolbox
     claims: list[Claim]
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,15 +67,22 @@ class Report:
                 site: [{"removed": list(subset), "accuracy": accuracy} for subset, accuracy in a.subsets.items()]
                 for site, a in sites.items()
             },
+            "toolbox": toolbox_dict(self.toolbox),
             "claims": [asdict(claim) for claim in self.claims],
         }
+
+    @property
+    def sections(self) -> list[Section]:
+        """Tables and pictures, as the page and the terminal have them."""
+        directory = self.subject.directory
+        return sections(self.measurements, self.toolbox, self.claims, read_history(directory) if directory else [])
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
 
 def make_report(model: str | Subject, out: Path | None = None, progress: bool = True) -> Report:
-    """Measure the claims on a model and, where ``out`` is given, write JSON, figures and page there.
+    """Measure the claims on a model, use the Fourier toolbox on it and, where ``out`` is given, write JSON, figures and page there.
 
     Args:
         model: an embedded model, a run directory, a Hub id; or a model at hand, as :func:`analyses.measure.subject_of` takes it.
@@ -86,10 +96,11 @@ def make_report(model: str | Subject, out: Path | None = None, progress: bool = 
     if out is not None:
         make_writable(out)
     subject = load_subject(model) if isinstance(model, str) else model
-    n_key = len(find(subject.adder).frequencies)
-    with progress_bar(n_ticks(n_key) + (out is not None), progress) as tick:
+    key = find(subject.adder)
+    with progress_bar(n_ticks(len(key.frequencies)) + len(PARTS) + (out is not None), progress) as tick:
         measurements = measure(subject, tick)
-        report = Report(subject, measurements, judge(measurements))
+        toolbox = use_toolbox(subject, key, tick)
+        report = Report(subject, measurements, toolbox, judge(measurements))
         if out is not None:
             tick("figures and page")
             write_report(report, out)
@@ -102,15 +113,13 @@ def write_report(report: Report, out: Path) -> None:
     Raises:
         ReportError: a file cannot be written.
     """
-    figures = draw(report)
-    pictures = {name: to_png(figure) for name, figure in figures.items()}
+    drawn = {name: to_png(figure) for name, figure in draw(report).items()}
     view = hidden_view(report.subject.adder)
+    page = render_page(report.subject.name, facts(report), report.claims, report.sections, drawn, view)
     try:
-        for name, picture in pictures.items():
+        for name, picture in drawn.items():
             write_atomically(out / f"{name}.png", lambda path, picture=picture: path.write_bytes(picture))
-        write_text_atomically(
-            out / "report.html", render_page(report.subject.name, facts(report), report.claims, pictures, view)
-        )
+        write_text_atomically(out / "report.html", page)
         write_text_atomically(out / "report.json", report.to_json() + "\n")
     except OSError as error:
         raise ReportError(f"cannot write the report to {out}: {error}") from error
@@ -118,18 +127,7 @@ def write_report(report: Report, out: Path) -> None:
 
 def draw(report: Report) -> dict[str, Figure]:
     """The figures, by file name."""
-    m, directory = report.measurements, report.subject.directory
-    claims = {claim.id: claim for claim in report.claims}
-    figures = {
-        "removal": plots.removal_figure(claims["C7"], m.ablations),
-        "frequencies": plots.frequencies_figure(claims["C3"], m.key, m.hidden_spectrum, m.output_spectrum),
-        "circles": plots.circles_figure(claims["C5"], m.circles, m.key),
-        "low_rank": plots.low_rank_figure(claims["C2"], m.cumulative_energy, m.components),
-        "singular_vectors": plots.singular_vectors_figure(claims["C4"], m.attributions, m.key),
-        "hidden_fit": plots.hidden_fit_figure(claims["C6"], m.fits, m.key),
-    }
-    history = read_history(directory) if directory else []
-    return figures | ({"training": plots.training_figure(history)} if history else {})
+    return {picture.name: picture.draw() for picture in pictures(report.sections)}
 
 
 def to_png(figure: Figure) -> bytes:

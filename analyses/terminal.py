@@ -16,6 +16,8 @@ from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.measure import matrices
 from analyses.progress import Progress
 from analyses.report import Report, facts
+from analyses.sections import Section
+from analyses.sections import Table as Results
 from analyses.seeds import columns
 from hooked_rnn import HookedRNN, load_model, model_config
 from hooked_rnn.architectures import architecture_of
@@ -28,13 +30,30 @@ LEAST_WIDTH = 120
 
 
 def print_report(report: Report, out: Path | None) -> None:
-    """The facts, the table of claims, and where the files are."""
+    """The facts, the table of claims, the toolbox's tables, and where the files are."""
     console = wide_console()
     for name, value in facts(report).items():
         console.print(Text(f"{name:>16}  ", style="dim").append(value, style="not dim"))
     console.print(claims_table(report.claims))
+    for section in report.sections:
+        print_section(console, section)
     if out is not None:
         console.print(Text(f"report.json, report.html and the figures are in {out}"))
+
+
+def print_section(console: Console, section: Section) -> None:
+    """Its tables, and what is left out; nothing where it holds pictures alone."""
+    tables = [part for part in section.parts if isinstance(part, Results)]
+    if not tables and not section.left_out:
+        return
+    console.print(Text(f"\n{section.title}", style="bold"))
+    for results in tables:
+        table = Table(*results.columns, caption=Text(results.caption, style="dim"), caption_justify="left")
+        for row in results.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+    for line in section.left_out:
+        console.print(Text(line, style="dim"))
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from planted import FREQUENCIES, P, fourier_adder, random_model
 from test_adder import MLP, transformer
@@ -20,12 +21,17 @@ from analyses import report as report_module
 from analyses.claims import VERDICTS
 from analyses.errors import ReportError
 from analyses.html import render_page
-from analyses.measure import n_ticks, subject_of
-from analyses.report import Report, draw, facts, make_report, to_png
+from analyses.measure import n_ticks, subject_of, task_of
+from analyses.report import draw, facts, make_report, to_png
+from analyses.sections import Picture, Section, Table, pictures
+from analyses.views import hidden_view
 from hooked_rnn import HookedMLP, HookedMLPConfig, HookedRNN, ModularAddition, TrainConfig, train
 from hooked_rnn.errors import UnknownModelError
 
-FIGURES = {"removal", "frequencies", "circles", "low_rank", "singular_vectors", "hidden_fit"}
+FIGURES = {
+    "frequencies", "key_rules", "weights", "families", "circles", "low_rank", "singular_pairs", "energy", "neurons",
+    "circuit", "hidden_fit", "removal", "losses", "subsets", "clock_or_pizza",
+}  # fmt: skip
 SITES = ["W_E", "hidden", "W_U"]
 MATRICES = ["W_E", "W_ih", "W_hh", "W_U", "W_E W_ih"]
 
@@ -58,13 +64,6 @@ def strict(text: str) -> dict[str, Any]:
         raise ValueError(f"{constant} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
-
-
-def reported(model: HookedRNN, path: Path) -> tuple[Report, dict[str, Any]]:
-    """The report on a model, and what its directory holds."""
-    model.save_pretrained(path / "model")
-    result = make_report(str(path / "model"), path / "out", progress=False)
-    return result, strict((path / "out" / "report.json").read_text(encoding="utf-8"))
 
 
 class Page(HTMLParser):
@@ -189,7 +188,7 @@ def test_every_figure_is_a_readable_png_with_something_on_it(out: Path) -> None:
 def test_the_page_needs_no_other_file_and_no_network(out: Path) -> None:
     page = Page((out / "report.html").read_text(encoding="utf-8"))
     assert page.references
-    assert all(reference.startswith("data:") for reference in page.references)
+    assert all(reference.startswith(("data:", "#")) for reference in page.references)
 
 
 def test_the_page_holds_every_figure_and_the_interactive_view(out: Path) -> None:
@@ -207,7 +206,11 @@ def test_the_page_says_what_the_json_says(out: Path, written: dict[str, Any]) ->
 
 
 def test_what_stands_on_the_page_is_escaped() -> None:
-    page = render_page("<b>&", {"a<b": "<i>$c"}, [], {'"x"': b"png"}, "<div>$view</div>")
+    section = Section("<s>", [Picture('"x"', "<c>", Figure), Table("<t>", ("<h>",), [("<d>",)])], left_out=("<none>",))
+    page = render_page("<b>&", {"a<b": "<i>$c"}, [], [section], {'"x"': b"png"}, "<div>$view</div>")
+    for text in ("s", "c", "t", "h", "d", "none"):
+        assert f">&lt;{text}&gt;</" in page
+        assert f"<{text}>&" not in page
     assert "Fourier structure of &lt;b&gt;&amp;" in page
     assert "<th>a&lt;b</th><td>&lt;i&gt;$c</td>" in page
     assert 'alt="&quot;x&quot;"' in page
@@ -258,10 +261,10 @@ def test_an_unwritable_directory_is_an_error_before_anything_is_computed(
 
 def test_a_figure_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     random_model(ModularAddition(5)).save_pretrained(tmp_path / "model")
-    (tmp_path / "out" / "removal.png").mkdir(parents=True)
+    (tmp_path / "out" / "frequencies.png").mkdir(parents=True)
     with pytest.raises(ReportError, match="cannot write the report to"):
         make_report(str(tmp_path / "model"), tmp_path / "out", progress=False)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["removal.png"]  # no half-written file either
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["frequencies.png"]  # no half-written file either
 
 
 def test_a_model_that_is_none_is_an_error(tmp_path: Path) -> None:
@@ -307,36 +310,61 @@ def others() -> dict[str, HookedRNN]:
 
 
 @pytest.mark.parametrize("name", others())
-def test_other_networks_get_a_whole_report_too(name: str, tmp_path: Path) -> None:
-    result, written = reported(others()[name], tmp_path)
+def test_other_networks_get_a_whole_report_too(name: str) -> None:
+    model = others()[name]
+    result = make_report(subject_of(model, task_of(model)), progress=False)
+    written = strict(result.to_json())
     assert [claim["id"] for claim in written["claims"]] == [f"C{i}" for i in range(1, 8)]
     assert written["key_frequencies"] == result.measurements.key.frequencies
-    assert {path.stem for path in (tmp_path / "out").glob("*.png")} == FIGURES
+    assert {picture.name for picture in pictures(result.sections)} == FIGURES
     if name == "random weights":
         assert {claim["holds"] for claim in written["claims"]} == {"no"}
         assert written["hidden_fit"] == {}
         assert facts(result)["key frequencies"] == "none"
+        assert sum("no key frequency" in line for section in result.sections for line in section.left_out) == 5
+
+
+@pytest.mark.parametrize(("name", "n_key"), [("random weights", 0), ("even modulus, Nyquist", 1)])
+def test_figures_are_drawn_for_no_and_for_one_key_frequency(name: str, n_key: int) -> None:
+    model = others()[name]
+    result = make_report(subject_of(model, task_of(model)), progress=False)
+    assert len(result.measurements.key.frequencies) == n_key
+    for figure in draw(result).values():
+        assert imread(BytesIO(to_png(figure)))[..., :3].std() > 0.005
+
+
+def test_every_caption_names_its_operator(model: Path) -> None:
+    for section in make_report(str(model), progress=False).sections:
+        for part in section.parts:
+            assert re.search(r"\w+\.\w+|Lattice|rule", part.caption), part.caption
+            assert len(part.caption) > 60
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_gated_cells_get_a_whole_report(cell: str, tmp_path: Path) -> None:
-    result, written = reported(random_model(ModularAddition(7), cell=cell), tmp_path)
+    random_model(ModularAddition(7), cell=cell).save_pretrained(tmp_path)
+    result = make_report(str(tmp_path), progress=False)
+    written = strict(result.to_json())
     assert [claim["id"] for claim in written["claims"]] == [f"C{i}" for i in range(1, 8)]
     assert f"{cell.upper()} units" in facts(result)["network"]
+    left_out = [line for section in result.sections for line in section.left_out]
+    assert any(line.startswith(f"Left out: circuit: the model's cell is '{cell}'") for line in left_out)
 
 
-def test_a_transformer_and_an_mlp_get_a_whole_report(tmp_path: Path) -> None:
+def test_a_transformer_and_an_mlp_get_a_whole_report() -> None:
     for equals, model, matrices in (
         (True, transformer(7), ["W_E", "W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_U"]),
         (False, HookedMLP(HookedMLPConfig(d_vocab=7, d_vocab_out=7, d_mlp=12)).eval(), ["W_E", "W_in", "W_U"]),
         (False, MLP(7).eval(), ["W_E", "W_U"]),
     ):
-        result = make_report(subject_of(model, ModularAddition(7, equals_token=equals)), tmp_path, progress=False)
-        written = strict((tmp_path / "report.json").read_text(encoding="utf-8"))
+        result = make_report(subject_of(model, ModularAddition(7, equals_token=equals)), progress=False)
+        written = strict(result.to_json())
         assert list(written["energy"]) == matrices
         assert list(written["ablation"]) == SITES
         assert len(written["claims"]) == 7
         assert result.measurements.left_out == {}
+        assert {picture.name for picture in pictures(result.sections)} == FIGURES - {"circuit"}
+        assert "TextNeuronActivations" in hidden_view(result.subject.adder)
 
 
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
