@@ -152,7 +152,7 @@ def _neurons_table(neurons: Neurons) -> Table:
     shown = [row for row in rows if int(row[3]) > 0]
     rest = len(rows) - len(shown)
     left = f"; {rest} frequenc{'y has' if rest == 1 else 'ies have'} neurons but none above" if rest else ""
-    caption = f"Neurons by frequency; {neurons.share_above:.1%} of all are above {neurons.threshold:.0%} (Nanda et al. 2023: 84.6%){left}."
+    caption = f"Neurons by frequency (Neurons.clusters of neurons.cluster_neurons); {neurons.share_above:.1%} of all are above {neurons.threshold:.0%} (Nanda et al. 2023: 84.6%){left}."
     return Table(caption, columns, shown)
 
 
@@ -363,7 +363,7 @@ def clock_or_pizza(m: Measurements, box: Toolbox, claims: Claims) -> Section:
         ]
         parts.append(
             Table(
-                "Clock or pizza; definitions and care in docs/circuit.md.",
+                "The measures of clock_pizza.clock_or_pizza; definitions, and care in reading them, in docs/circuit.md.",
                 ("measure", "measured", "in the original"),
                 rows,
             )
