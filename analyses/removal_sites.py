@@ -134,13 +134,13 @@ def _by_subspace(adder: Adder, frequencies: list[int], draws: list[list[int]], s
     x, p = read(adder, place), adder.p
     order = torch.randperm(len(x), generator=Generator().manual_seed(seed)).to(x.device)
     fitted, held_out = order[: len(x) // 2], order[len(x) // 2 :]
-    a, b = order.new_tensor(range(p)).repeat_interleave(p), order.new_tensor(range(p)).repeat(p)
+    numbers = adder.tokens[:, :2]
     found = {}
 
     def without(removed: Sequence[int], mode: str) -> Tensor:
         key = tuple(removed)
         if key not in found:
-            found[key] = fit_subspace(x[fitted], a[fitted], b[fitted], p, removed, "sum", BESIDE)
+            found[key] = fit_subspace(x[fitted], numbers[fitted], p, removed, "sum", BESIDE)
         hook = subspace_hook(found[key], place.position, mode, seed)
         return adder.logits([(place.hook_name, hook)], adder.tokens[held_out])
 
@@ -149,7 +149,7 @@ def _by_subspace(adder: Adder, frequencies: list[int], draws: list[list[int]], s
         _measure(without, site, mode, frequencies, draws if mode == "zero" else [], labels)
         for mode in ("zero", "mean", "resample")
     ]
-    return SiteRemovals(removals, leave_out(x, a, b, p, frequencies, "sum", BESIDE, seed=seed))
+    return SiteRemovals(removals, leave_out(x, numbers, p, frequencies, "sum", BESIDE, seed=seed))
 
 
 def _measure(
