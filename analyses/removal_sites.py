@@ -8,14 +8,15 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from analyses.ablation import Spread, frequency_hook
+from analyses.ablation import Spread
 from analyses.adder import Adder
 from analyses.errors import ActivationError
 from analyses.fourier import FourierBasis
 from analyses.grid import keep_on_grid
 from analyses.places import last_place, read
 from analyses.removal import replacement
-from analyses.subspace import LeaveOut, fit_subspace, leave_out, subspace_hook
+from analyses.sites import drawn_pairs, logits_from_state, own_logits
+from analyses.subspace import LeaveOut, fit_subspace, leave_out, without_subspace
 from analyses.weight_removal import removed_from_weight
 from hooked_rnn import HookedRNN
 
@@ -63,7 +64,7 @@ def removal_sites(adder: Adder, frequencies: Sequence[int], seed: int = 0) -> Si
 
     - Weights: :func:`analyses.weight_removal.removed_from_weight`; W_ih and W_hh by the directions of what they are given,
       "zero" only. A W_E that is no parameter, as where each position has its own, is left out.
-    - "hidden": :func:`analyses.ablation.frequency_hook`, family "sum", at :func:`analyses.places.last_place`.
+    - "hidden": what :func:`analyses.ablation.frequency_hook` does, family "sum", at :func:`analyses.places.last_place`.
     - "hidden, by subspace": :func:`analyses.subspace.fit_subspace` of the family "sum" on a random half of the pairs.
     - "logits": the same family of the logits.
 
@@ -101,10 +102,12 @@ def removal_sites(adder: Adder, frequencies: Sequence[int], seed: int = 0) -> Si
 def _sites(adder: Adder, seed: int) -> Iterator[tuple[str, tuple[str, ...], Without]]:
     """Each place, the modes that mean something there, and the removal."""
 
+    own = own_logits(adder)
+
     def weight(name: str, layer: int = 0) -> Without:
         def without(frequencies: Sequence[int], mode: str) -> Tensor:
             with removed_from_weight(adder, name, frequencies, layer, mode, seed):
-                return adder.logits()
+                return own()
 
         return without
 
@@ -114,11 +117,12 @@ def _sites(adder: Adder, seed: int) -> Iterator[tuple[str, tuple[str, ...], With
         for name in ("W_ih", "W_hh"):
             yield f"{name}[{layer}]" if layer else name, ("zero",), weight(name, layer)
     yield "W_U", ("zero", "resample"), weight("W_U")
-    place, plain = last_place(adder), adder.logits()
+    state, plain, every = read(adder, last_place(adder)), adder.logits(), drawn_pairs(adder)
+    from_state = logits_from_state(adder, state)
 
     def hidden(frequencies: Sequence[int], mode: str) -> Tensor:
-        hook = frequency_hook(adder.p, frequencies, "sum", place.position, mode, seed)
-        return adder.logits([(place.hook_name, hook)])
+        part = keep_on_grid(state, adder.p, frequencies, "sum")
+        return from_state(state - part + replacement(part, mode, seed), every)
 
     def logits(frequencies: Sequence[int], mode: str) -> Tensor:
         part = keep_on_grid(plain, adder.p, frequencies, "sum")
@@ -130,8 +134,8 @@ def _sites(adder: Adder, seed: int) -> Iterator[tuple[str, tuple[str, ...], With
 
 def _by_subspace(adder: Adder, frequencies: list[int], draws: list[list[int]], seed: int) -> SiteRemovals:
     """Fitted on half of the pairs; the other half's logits, with the subspace removed where the answer is read from."""
-    place = last_place(adder)
-    x, p = read(adder, place), adder.p
+    x, p = read(adder, last_place(adder)), adder.p
+    from_state = logits_from_state(adder, x)
     order = torch.randperm(len(x), generator=Generator().manual_seed(seed)).to(x.device)
     fitted, held_out = order[: len(x) // 2], order[len(x) // 2 :]
     numbers = adder.tokens[:, :2]
@@ -141,8 +145,7 @@ def _by_subspace(adder: Adder, frequencies: list[int], draws: list[list[int]], s
         key = tuple(removed)
         if key not in found:
             found[key] = fit_subspace(x[fitted], numbers[fitted], p, removed, "sum", BESIDE)
-        hook = subspace_hook(found[key], place.position, mode, seed)
-        return adder.logits([(place.hook_name, hook)], adder.tokens[held_out])
+        return from_state(without_subspace(x[held_out], found[key], mode, seed), held_out)
 
     labels, site = adder.labels[held_out], "hidden, by subspace"
     removals = [

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
+from torch.linalg import multi_dot
 
 from analyses.ablation import Part, Site, frequency_hook
 from analyses.adder import Adder
@@ -20,6 +21,7 @@ from analyses.grid import grid_functions
 from analyses.places import Place, last_place, logits_with, read
 from analyses.weight_removal import live_weight
 from hooked_rnn import HookedRNN
+from hooked_rnn.affine import affine
 from hooked_rnn.errors import choices
 from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 
@@ -87,6 +89,7 @@ def state_site(adder: Adder, pairs: Int[Tensor, " n"], state: Float[Tensor, "pai
     """Family "sum" of the last state, removed over the grid of all pairs, as :func:`analyses.ablation.frequency_hook` does."""
     place, plain = last_place(adder), adder.logits()
     linear = reads_linearly(adder, state, plain)
+    every, W_U = drawn_pairs(adder), adder.W_U
 
     def part(frequencies: Sequence[int]) -> Part:
         functions = grid_functions(adder.p, frequencies, "sum").to(state)
@@ -94,14 +97,14 @@ def state_site(adder: Adder, pairs: Int[Tensor, " n"], state: Float[Tensor, "pai
 
     def accuracy_on(chosen: Tensor, part: Part) -> float:
         if linear:
-            logits = plain[chosen] - part.left[chosen] @ (part.right @ adder.W_U)
+            logits = _rows(plain, chosen) - multi_dot([_rows(part.left, chosen), part.right, W_U])
         else:
             logits = logits_with(adder, place, (state - part.tensor())[chosen], chosen)
         return accuracy(logits, adder.labels[chosen])
 
     def accuracy_without(frequencies: Sequence[int]) -> float:
         if linear:
-            return accuracy_on(drawn_pairs(adder), part(frequencies))
+            return accuracy_on(every, part(frequencies))
         hook = frequency_hook(adder.p, frequencies, "sum", place.position)
         return accuracy(adder.logits([(place.hook_name, hook)]), adder.labels)
 
@@ -116,7 +119,8 @@ def unembedding_site(adder: Adder, pairs: Int[Tensor, " n"], state: Float[Tensor
 
     def accuracy_on(chosen: Tensor, part: Part) -> float:
         if linear:
-            return accuracy(plain[chosen] - (state[chosen] @ part.right.T) @ part.left.T, adder.labels[chosen])
+            logits = _rows(plain, chosen) - multi_dot([_rows(state, chosen), part.right.T, part.left.T])
+            return accuracy(logits, adder.labels[chosen])
         with _written(live_weight(adder.model, "W_U").detach(), (answers - part.tensor()).T):
             return accuracy(adder.logits(tokens=adder.tokens[chosen]), adder.labels[chosen])
 
@@ -133,6 +137,18 @@ def reads_linearly(adder: Adder, state: Float[Tensor, "pairs d"], logits: Float[
     bias = getattr(adder.model, "b_U", None)
     expected = state @ adder.W_U + (0 if bias is None else bias.detach()[: adder.p])
     return bool((logits - expected).abs().max() <= ROUNDING * logits.abs().max())
+
+
+def logits_from_state(
+    adder: Adder, state: Float[Tensor, "pairs d"]
+) -> Callable[[Float[Tensor, "n d"], Int[Tensor, " n"]], Float[Tensor, "n p"]]:
+    """The logits of some pairs with other rows for the last state, which is ``state`` itself on all pairs: a product with W_U
+    where the model reads it so, a forward pass with the rows put in where it does not."""
+    if not reads_linearly(adder, state, adder.logits()):
+        return lambda rows, pairs: logits_with(adder, last_place(adder), rows, pairs)
+    bias = getattr(adder.model, "b_U", None)
+    W_U, b_U = adder.W_U, None if bias is None else bias.detach()[: adder.p]
+    return lambda rows, pairs: affine(rows, W_U, b_U)
 
 
 def unembedded(adder: Adder) -> Float[Tensor, "pairs d"]:
@@ -173,6 +189,19 @@ def shares_prefixes(adder: Adder) -> bool:
     """Whether a pass over shared prefixes is the model's own."""
     model = adder.model
     return isinstance(model, HookedRNN) and not has_hooks(model) and adder.position in (-1, adder.task.n_ctx - 1)
+
+
+def own_logits(adder: Adder) -> Callable[[], Float[Tensor, "pairs p"]]:
+    """The logits of all pairs by the weights as they are when it is called: over shared prefixes where that is the model's own pass."""
+    if not shares_prefixes(adder):
+        return adder.logits
+    trie = PrefixTrie.of(adder.tokens)
+    return lambda: last_logits(adder.model, trie)[:, : adder.p]
+
+
+def _rows(x: Float[Tensor, "pairs d"], chosen: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    """Some rows, which are in ascending order and distinct; the tensor itself, not a copy, if they are all."""
+    return x if len(chosen) == len(x) else x[chosen]
 
 
 def _accuracy_by_rows(adder: Adder, pairs: Int[Tensor, " n"]) -> Callable[[Float[Tensor, "p d_model"]], float]:

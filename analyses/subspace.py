@@ -116,19 +116,20 @@ def subspace_hook(
         ActivationError: from the hook, for an activation of another width or kind.
     """
     check_mode(mode)
+    return hook_at(positions, lambda x: without_subspace(x, subspace, mode, seed))
 
-    def remove(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        Q = subspace.directions.to(x)
-        if x.shape[1] != len(Q):
-            raise ActivationError(
-                f"an activation of width {x.shape[1]}: expected {len(Q)}, as the subspace was fitted on"
-            )
-        part = (x @ Q) @ Q.T
-        if mode == "mean":
-            return x - part + (subspace.constant.to(x) @ Q) @ Q.T
-        return x - part + replacement(part, mode, seed)
 
-    return hook_at(positions, remove)
+def without_subspace(
+    x: Float[Tensor, "n d"], subspace: Subspace, mode: str = "zero", seed: int = 0
+) -> Float[Tensor, "n d"]:
+    """What :func:`subspace_hook` makes of the rows of an activation at one position."""
+    Q = subspace.directions.to(x)
+    if x.shape[1] != len(Q):
+        raise ActivationError(f"an activation of width {x.shape[1]}: expected {len(Q)}, as the subspace was fitted on")
+    part = (x @ Q) @ Q.T
+    if mode == "mean":
+        return x - part + (subspace.constant.to(x) @ Q) @ Q.T
+    return x - part + replacement(part, mode, seed)
 
 
 @dataclass(frozen=True)
