@@ -48,7 +48,9 @@ def options(
 
 @app.command()
 def report(
-    model: Annotated[str, typer.Argument(help="An embedded model, a run directory, or a Hub id.")] = "mod-add-113",
+    model: Annotated[
+        str, typer.Argument(help="An embedded model, a run directory, a Hub id, or a checkpoint file.")
+    ] = "mod-add-113",
     out: Annotated[Path | None, typer.Option(help="Directory for report.json, report.html and the figures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
 ) -> None:
@@ -201,7 +203,9 @@ def train(
 
 @app.command()
 def circuit(
-    model: Annotated[str, typer.Argument(help="An embedded model, a run directory, or a Hub id.")] = "mod-add-113",
+    model: Annotated[
+        str, typer.Argument(help="An embedded model, a run directory, a Hub id, or a checkpoint file.")
+    ] = "mod-add-113",
 ) -> None:
     """Read the circuit step by step, and tell whether it is a clock or a pizza."""
     with clear_errors():

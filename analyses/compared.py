@@ -126,10 +126,10 @@ def _load(name: str, short: str) -> Compared:
     loaded = load_checkpoint(name)
     if loaded.task.operands != 2:
         raise CompareError(f"{name} is of a task of {loaded.task.operands} operands: expected two")
-    return Compared(short, Adder(loaded.model, loaded.task), _trained_on(loaded), loaded.notes)
+    return Compared(short, Adder(loaded.model, loaded.task), trained_on(loaded), loaded.notes)
 
 
-def _trained_on(loaded: LoadedModel) -> Int[Tensor, " n_train"] | None:
+def trained_on(loaded: LoadedModel) -> Int[Tensor, " n_train"] | None:
     """The pairs that a run was trained on, by the record beside its weights; None where there is none."""
     file: Path | None = getattr(loaded.model, "loaded_from", None)
     if file is None:

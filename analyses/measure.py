@@ -20,6 +20,7 @@ from analyses.attribution import (
     hidden_fit,
     singular_attribution,
 )
+from analyses.compared import trained_on
 from analyses.errors import ModulusError, RemovalSiteError, ReportError
 from analyses.key_frequencies import NEURONS, find
 from analyses.low_rank import cumulative_energy, held_by_first
@@ -29,6 +30,7 @@ from analyses.spectra import KeyFrequencies, Spectrum, grid_spectrum, weight_spe
 from analyses.weights import layer_weight, n_layers, number_weights
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask, build_model, load_model, model_config
 from hooked_rnn.errors import ConversionError, TaskError
+from hooked_rnn.loaders.load import load_checkpoint
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.pretrained import local_directory, read_training
 from hooked_rnn.recurrent import RecurrentBlock
@@ -123,12 +125,16 @@ class Measurements:
 
 
 def load_subject(name: str) -> Subject:
-    """A model by name or directory, with what ``train.json`` says of its task and split.
+    """A model by name or directory, with what ``train.json`` says of its task and split; or of a checkpoint file.
 
     Raises:
         UnknownModelError, RunDirectoryError, WeightsError, ConfigError: as :func:`hooked_rnn.load_model`.
+        UnknownFormatError, TaskError: of a file, as :func:`hooked_rnn.loaders.load.load_checkpoint`.
         ReportError: the model is not one of addition of two numbers.
     """
+    if Path(name).is_file():
+        loaded = load_checkpoint(name)
+        return subject_of(loaded.model, loaded.task, Path(name).name, trained_on(loaded))
     model = load_model(name)
     directory = local_directory(name)
     record = read_training(directory) if directory else None

@@ -85,7 +85,7 @@ def make_report(model: str | Subject, out: Path | None = None, progress: bool = 
     """Measure the claims on a model, use the Fourier toolbox on it and, where ``out`` is given, write JSON, figures and page there.
 
     Args:
-        model: an embedded model, a run directory, a Hub id; or a model at hand, as :func:`analyses.measure.subject_of` takes it.
+        model: an embedded model, a run directory, a Hub id, a checkpoint file; or a model at hand, as :func:`analyses.measure.subject_of` takes it.
         out: a directory; it is made where it is missing, and may hold other files.
         progress: show a progress bar on standard error.
 

@@ -30,7 +30,7 @@ from analyses.measure import (
 )
 from analyses.sites import SITES
 from hooked_rnn import HookedRNN, ModularAddition, ModularTask, TrainConfig, train
-from hooked_rnn.errors import HookedRNNError, RunDirectoryError, UnknownModelError
+from hooked_rnn.errors import HookedRNNError, RunDirectoryError, UnknownFormatError, UnknownModelError
 
 TASK = ModularAddition(P)
 
@@ -331,6 +331,17 @@ def test_a_train_json_that_does_not_say_task_and_split_is_an_error(record: dict[
     directory = saved(tmp_path, random_model(ModularAddition(7)), record)
     with unchecked(), pytest.raises(ReportError, match=r"train\.json"):
         load_subject(directory)
+
+
+def test_a_checkpoint_file_is_a_subject_of_its_own_task(tmp_path: Path) -> None:
+    model, file = random_model(ModularAddition(7)), tmp_path / "checkpoint.pt"
+    torch.save(model.state_dict(), file)
+    loaded = load_subject(str(file))
+    assert (loaded.name, loaded.task, loaded.train) == ("checkpoint.pt", ModularAddition(7), None)
+    assert torch.equal(loaded.adder.logits(), Adder(model, ModularAddition(7)).logits())
+    torch.save({"weight": torch.zeros(3)}, file)
+    with pytest.raises(UnknownFormatError, match=r"checkpoint\.pt"):
+        load_subject(str(file))
 
 
 def test_an_unknown_task_and_a_broken_file_are_errors_of_their_own(tmp_path: Path) -> None:
