@@ -22,7 +22,8 @@ from analyses.places import Place, last_place, logits_with, read
 from analyses.weight_removal import live_weight
 from hooked_rnn import HookedRNN
 from hooked_rnn.affine import affine
-from hooked_rnn.errors import choices
+from hooked_rnn.architectures import architecture_of
+from hooked_rnn.errors import ConversionError, choices
 from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits
 
 SITES = ("W_E", "hidden", "W_U")
@@ -42,8 +43,8 @@ def sites(adder: Adder, n_pairs: int | None = None, seed: int = 0) -> dict[str, 
     Args:
         adder: the model and its task.
         n_pairs: on how many pairs, drawn without replacement, ``accuracy_less`` is taken; all of them if None or if there are no
-            more. ``accuracy_without`` is of all pairs, but at the W_E of a model that has no shared prefixes, where each is a
-            forward pass.
+            more. ``accuracy_without`` is of all pairs, but at the W_E of a model of which :func:`is_quick` is not true, where
+            each is a forward pass.
         seed: of that draw.
 
     Raises:
@@ -75,7 +76,7 @@ def embedding_site(adder: Adder, pairs: Int[Tensor, " n"]) -> Site:
     """Frequencies of the numbers, removed from their rows of W_E."""
     numbers = adder.W_E.clone()
     on_some = _accuracy_by_rows(adder, pairs)
-    on_all = _accuracy_by_rows(adder, drawn_pairs(adder)) if shares_prefixes(adder) else on_some
+    on_all = _accuracy_by_rows(adder, drawn_pairs(adder)) if is_quick(adder) else on_some
     return _weight_site(
         numbers,
         FourierBasis(adder.p),
@@ -185,10 +186,28 @@ def _weight_site(
     return Site(value, part, on_some, lambda frequencies: on_all(part(frequencies)))
 
 
+def is_quick(adder: Adder) -> bool:
+    """Whether the logits are to be had for less than a forward pass, by shared prefixes or by lookup."""
+    return shares_prefixes(adder) or looks_up(adder)
+
+
 def shares_prefixes(adder: Adder) -> bool:
     """Whether a pass over shared prefixes is the model's own."""
-    model = adder.model
-    return isinstance(model, HookedRNN) and not has_hooks(model) and adder.position in (-1, adder.task.n_ctx - 1)
+    return isinstance(adder.model, HookedRNN) and not has_hooks(adder.model) and _answers_last(adder)
+
+
+def looks_up(adder: Adder) -> bool:
+    """Whether the logits by :mod:`hooked_rnn.baselines.lookup` are the model's own: of an MLP, or a block without norm; no hooks."""
+    try:
+        kind = architecture_of(adder.model)
+        cfg = kind.config_of(adder.model)  # raises for a transformer of another kind than those looked up
+    except ConversionError:
+        return False
+    return kind.looks_up(adder.model) and kind.runs_on(cfg, adder.task.n_ctx) and _answers_last(adder)
+
+
+def _answers_last(adder: Adder) -> bool:
+    return adder.position in (-1, adder.task.n_ctx - 1)
 
 
 def own_logits(adder: Adder) -> Callable[[], Float[Tensor, "pairs p"]]:
@@ -205,18 +224,21 @@ def _rows(x: Float[Tensor, "pairs d"], chosen: Int[Tensor, " n"]) -> Float[Tenso
 
 
 def _accuracy_by_rows(adder: Adder, pairs: Int[Tensor, " n"]) -> Callable[[Float[Tensor, "p d_model"]], float]:
-    """Accuracy on these pairs with other rows for the numbers in W_E: over shared prefixes where that is the model's own pass."""
+    """Accuracy on these pairs with other rows for the numbers in W_E, by the quickest way that is the model's own."""
     model, tokens, labels = adder.model, adder.tokens[pairs], adder.labels[pairs]
     if shares_prefixes(adder):
         trie, rest = PrefixTrie.of(tokens), model.W_E.detach()[adder.p :]  # rest: the '=' token
         return lambda rows: accuracy(last_logits(model, trie, W_E=torch.cat([rows, rest]))[:, : adder.p], labels)
     weight = live_weight(model, "W_E").detach()[: adder.p]
+    kind = architecture_of(model) if looks_up(adder) else None
 
-    def by_forward(rows: Float[Tensor, "p d_model"]) -> float:
+    def with_rows(rows: Float[Tensor, "p d_model"]) -> float:
         with _written(weight, rows):
-            return accuracy(adder.logits(tokens=tokens), labels)
+            if kind is None:
+                return accuracy(adder.logits(tokens=tokens), labels)
+            return accuracy(kind.last_logits(model, tokens)[:, : adder.p], labels)
 
-    return by_forward
+    return with_rows
 
 
 @contextmanager

@@ -59,6 +59,10 @@ class Architecture:
         """Whether a model runs on sequences of this length; a recurrent network on any."""
         return True
 
+    def looks_up(self, model: Any) -> bool:
+        """Whether :meth:`last_logits` looks up what a token decides alone; if not, it is the model's forward pass."""
+        return False
+
     def last_logits(self, model: Any, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab_out"]:
         """The logits where the answer is read, at the last position."""
         logits: Tensor = model(tokens)
@@ -81,9 +85,11 @@ class FeedForwardNetwork(Architecture):
     def runs_on(self, cfg: HookedMLPConfig, n_positions: int) -> bool:
         return n_positions == cfg.n_ctx
 
+    def looks_up(self, model: HookedMLP) -> bool:
+        return type(model).forward is HookedMLP.forward and not lookup.has_hooks(model)
+
     def last_logits(self, model: HookedMLP, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab_out"]:
-        in_full = type(model).forward is not HookedMLP.forward or lookup.has_hooks(model)
-        return super().last_logits(model, tokens) if in_full else lookup.mlp_logits(model, tokens)
+        return lookup.mlp_logits(model, tokens) if self.looks_up(model) else super().last_logits(model, tokens)
 
 
 class Transformer(Architecture):
@@ -113,9 +119,11 @@ class Transformer(Architecture):
     def runs_on(self, cfg: TransformerConfig, n_positions: int) -> bool:
         return n_positions <= cfg.n_ctx
 
+    def looks_up(self, model: Any) -> bool:
+        return int(model.cfg.n_layers) == 1 and not lookup.has_hooks(model)
+
     def last_logits(self, model: Any, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab_out"]:
-        in_full = model.cfg.n_layers > 1 or lookup.has_hooks(model)
-        return super().last_logits(model, tokens) if in_full else lookup.transformer_logits(model, tokens)
+        return lookup.transformer_logits(model, tokens) if self.looks_up(model) else super().last_logits(model, tokens)
 
     def move(self, model: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
         model.to(device, print_details=False)

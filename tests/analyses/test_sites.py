@@ -11,9 +11,10 @@ from torch.testing import assert_close
 from analyses.ablation import Part, ablate, frequency_hook
 from analyses.adder import Adder
 from analyses.places import last_place, read
-from analyses.sites import SITES, accuracy, drawn_pairs, reads_linearly, sites
+from analyses.sites import SITES, accuracy, drawn_pairs, looks_up, reads_linearly, sites
 from analyses.weight_removal import removed_from_weight
-from hooked_rnn import ModularAddition
+from hooked_rnn import HookedMLPConfig, ModularAddition, TransformerConfig, build_model
+from hooked_rnn.baselines.transformer import build_transformer
 
 SMALL = 7
 
@@ -99,6 +100,36 @@ def test_accuracy_on_some_of_the_pairs() -> None:
     site = sites(recurrent, 20, seed=1)["W_E"]
     assert site.accuracy_less(site.part([1])) == accuracy(logits[pairs], recurrent.labels[pairs])
     assert site.accuracy_without([1]) == accuracy(logits, recurrent.labels)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "mlp"])
+def test_looked_up_or_run_in_full_the_accuracies_are_the_same(kind: str) -> None:
+    equals = kind == "transformer"
+    sizes = {"d_vocab": SMALL + equals, "d_vocab_out": SMALL, "d_model": 16, "d_mlp": 32, "n_ctx": 2 + equals}
+    cfg = TransformerConfig(**sizes, n_heads=2) if equals else HookedMLPConfig(**sizes)
+    model = build_model(cfg)
+    model.to(torch.float64)
+    adder = own(model, equals_token=equals)
+    adder.logits()  # from its first forward pass on, a bridge has hooks of its own
+    assert looks_up(adder)
+    quick = sites(adder, 20)["W_E"]
+    seen: list[torch.Size] = []
+    model.add_perma_hook("blocks.0.mlp.hook_post", lambda x, hook: seen.append(x.shape))
+    assert not looks_up(adder)  # a hook has to see what it would have seen
+    full = sites(adder, 20)["W_E"]
+    seen.clear()
+    parts = [quick.part([1, 3]), Part(normal(SMALL, 2), normal(2, 16, seed=1))]
+    assert [quick.accuracy_less(part) for part in parts] == [full.accuracy_less(part) for part in parts]
+    assert seen and min(quick.accuracy_less(part) for part in parts) < 0.9
+    every = sites(adder)["W_E"]
+    assert quick.accuracy_without([1, 3]) == every.accuracy_without([1, 3])  # of all pairs, as that is quick
+
+
+def test_a_norm_is_not_looked_up() -> None:
+    cfg = TransformerConfig(d_vocab=SMALL + 1, d_vocab_out=SMALL, d_model=16, d_mlp=32, n_heads=2)
+    assert looks_up(own(build_transformer(cfg), equals_token=True))
+    assert not looks_up(own(build_transformer(cfg, "LNPre"), equals_token=True))
+    assert not looks_up(own(MLP(SMALL)))  # nor a model of an unknown kind
 
 
 def test_the_pairs_drawn_are_not_those_that_a_model_was_trained_on() -> None:
