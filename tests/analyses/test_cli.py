@@ -216,7 +216,7 @@ def test_models_lists_what_is_embedded() -> None:
         (["report", "mod-ad-113"], "no model 'mod-ad-113': expected an embedded one ('mod-add-113'"),
         (["report", "EMPTY"], "is no run: it has no config.json"),
         (["report", "--out", "FILE/report"], "cannot write a report to"),
-        (["seeds", "EMPTY"], "is no run: it has no config.json"),
+        (["seeds", "EMPTY"], "EMPTY has no train.json: expected the directory of a run"),
         (["circuit", "EMPTY"], "is no run: it has no config.json"),
         (["progress", "EMPTY"], "is no run: it has no config.json"),
         (["progress", "NOWHERE"], "is no run: it has no config.json"),
