@@ -21,6 +21,7 @@ STYLE = """\
   .holds { color: #00755a; } .partly { color: #a86500; } .no { color: #b13a00; }
   .wide { overflow-x: auto; }
   figure { margin: 1.8rem 0; } img { max-width: 100%; height: auto; }
+  @media (max-width: 700px) { figure { overflow-x: auto; } figure img { max-width: none; width: 46rem; } }
   figcaption, caption { font-size: .88rem; color: #555; text-align: left; }
   caption { padding-bottom: .4rem; } table.results { margin: 1.8rem 0; width: auto; }
   table.results td, table.results th { font-size: .88rem; padding: .25rem .8rem .25rem 0; font-variant-numeric: tabular-nums; }
