@@ -16,12 +16,14 @@ from analyses.adder import Adder
 from analyses.circuit import logit_fit, read_circuit
 from analyses.clock_pizza import circularity, distance_irrelevance, gradient_symmetry
 from analyses.errors import ReportError
+from analyses.key_frequencies import RULES, find
 from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.measure import key_frequencies_of, layers, matrices
 from analyses.neurons import EXPLAINED, cluster_neurons
 from analyses.restricted import restricted_to_families
 from analyses.singular_pairs import singular_pairs
 from analyses.spectra import KeyFrequencies, weight_spectrum
+from analyses.subsets import removal_lattice
 from analyses.weight_removal import removed_from_weight
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, ModularTask
 from hooked_rnn.checkpoints import checkpoint_paths, weights_in
@@ -34,6 +36,10 @@ Rule = Callable[[HookedRNN, ModularTask], KeyFrequencies]
 """How the key frequencies of a network are found."""
 TRIPLES = 2_000
 """How many (a, b, c) the gradient symmetricity of each checkpoint is the mean over."""
+OTHER_RULES = tuple(name for name in RULES if name != "embedding share")
+"""What else than the report's own rule finds key frequencies."""
+IN_LATTICE = 6
+"""Of so many final key frequencies, the strongest, every subset is removed from W_U."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,11 @@ class Checkpoint:
     key frequencies (see :func:`analyses.circuit.read_circuit`); empty for a gated cell."""
     removed: dict[str, float]
     """By site: accuracy on all pairs without the final key frequencies in W_E, in the family "sum" of the last state, in W_U."""
+    key_by_rule: dict[str, list[int]]
+    """By every other rule of :mod:`analyses.key_frequencies`, at its default threshold: this step's key frequencies."""
+    shapley: dict[int, float]
+    """By final key frequency, the six strongest: what its removal from W_U adds to the loss, averaged over all orders of removing
+    them (the Shapley value of :mod:`analyses.subsets`, in nats)."""
 
     def row(self) -> dict[str, Any]:
         """As a row of a table; what there is not is None."""
@@ -117,6 +128,8 @@ class Checkpoint:
             f"neurons above {EXPLAINED:.0%}": self.neurons_above,
             **{f"error {stage}": value for stage, value in self.errors.items()},
             **{f"accuracy without key {site}": value for site, value in self.removed.items()},
+            **{f"key by {rule}": " ".join(map(str, found)) for rule, found in self.key_by_rule.items()},
+            **{f"shapley loss {k}": value for k, value in self.shapley.items()},
         }
 
 
@@ -237,6 +250,8 @@ def measure_checkpoint(
         cluster_neurons(adder.activation(last_state), p).share_above,
         _closed_form_errors(model, task, ks),
         _accuracy_without(adder, ks, last_state),
+        {rule: find(adder, rule).frequencies for rule in OTHER_RULES},
+        removal_lattice(adder, ks[:IN_LATTICE], "W_U", control=False).shapley("loss"),
     )
 
 

@@ -137,6 +137,12 @@ def test_the_adder_appears_between_its_first_checkpoint_and_its_last(tmp_path: P
     for site, name in (("W_E", "W_E"), ("hidden", "blocks.0.hook_hidden"), ("W_U", "W_U")):
         lattice = removal_lattice(Adder(models[50], ModularAddition(P)), FREQUENCIES, name, control=False)
         assert middle.removed[site] == pytest.approx(float(lattice.accuracy[-1]))
+    for rule in ("elbow", "logit variance", "neuron argmax"):
+        assert last.key_by_rule[rule] == sorted(FREQUENCIES)
+    at_W_U = removal_lattice(Adder(models[100], ModularAddition(P)), FREQUENCIES, "W_U", control=False)
+    assert last.shapley == pytest.approx(at_W_U.shapley("loss"))
+    assert sum(last.shapley.values()) == pytest.approx(float(at_W_U.loss[-1] - at_W_U.loss[0]))  # they share it all
+    assert min(last.shapley.values()) > 0.1 > max(first.shapley.values())
     assert last.test.restricted < 0.9 * math.log(P)
     assert last.test.excluded > last.test.plain
 
@@ -157,6 +163,8 @@ def test_a_run_of_random_checkpoints_shows_nothing(tmp_path: Path) -> None:
             min(point.errors.values()) > 0.7
         )  # by chance the state after one number has six of its fifteen frequencies
         assert max(point.removed.values()) < 0.1
+        assert point.key_by_rule["logit variance"] == point.key_by_rule["neuron argmax"] == []
+        assert max(map(abs, point.shapley.values())) < 0.05
     default = progress(tmp_path / "run")
     assert default.key.frequencies == []
     assert default.checkpoints[0].clock == 0.0
