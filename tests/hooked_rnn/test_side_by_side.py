@@ -87,6 +87,15 @@ def test_an_error_is_raised_when_every_share_has_come_to_its_end(threads: int, f
     assert lead(threads, team_size) == threads  # the team goes on
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own answer to SIGINT, which a process that was started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_raised_when_the_function_has_come_to_its_end(threads: int) -> None:
     ended = []
 
