@@ -167,9 +167,8 @@ def _how(kind: str) -> str:
 
 
 NOTES = (
-    "The seven rows of Rangamani 2025 are about the RNN; a transformer's last state is what its unembedding reads. The published figures of MLPs",
-    "stand without a run of ours beside them. The steps of our runs are of the orthogonal gradient, but for `mod-add-113-adamw` and what a",
-    "transformer took beyond its first 120.",
+    "The seven rows of Rangamani 2025 are about the RNN; a transformer's last state is what its unembedding reads, an MLP's are",
+    "its neurons. The steps of our runs are of the orthogonal gradient, but for `mod-add-113-adamw` and what a transformer took beyond its first 120.",
     "",
     "A dominant frequency is not counted alike by all: `embedding share` looks at the embedding, `logit variance` at what the network says.",
 )
