@@ -1,7 +1,6 @@
 """A full-batch gradient by shared prefixes beside the plain forward and backward, over operands and layers."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 
@@ -32,7 +31,7 @@ def comparisons(threads: int) -> Iterator[Comparison]:
 def gradients(model: HookedRNN, batch: Sequences) -> tuple[Callable[[], None], Callable[[], None]]:
     def by_prefix() -> None:
         model.zero_grad()
-        lead(batch.threads(model), partial(batch.backward, model))
+        lead(*batch.plan_backward(model))
 
     def plain() -> None:
         model.zero_grad()

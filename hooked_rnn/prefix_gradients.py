@@ -6,13 +6,13 @@ cross entropy. That position is walked in chunks that stay in the processor's ca
 once, so that little is left of its cost but the unembedding's three matrix products. Autograd would keep,
 and fetch again, every intermediate of all nodes.
 
-Several threads take a share of the nodes of each position: see :mod:`hooked_rnn.side_by_side`.
+Several threads take a part of the sequences each, from the first position to the last and back, and their
+gradients are added up: see :mod:`hooked_rnn.side_by_side`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from typing import cast
 
 import torch
@@ -30,12 +30,12 @@ SUM = 0
 CHUNK = 1024
 """Sequences in a chunk, at most: in float32 their states take 1 MiB for a d_hidden of 256."""
 SHARE = 256
-"""Nodes that a thread is worth waking for."""
+"""Sequences that a thread is worth waking for."""
 
 
-def n_shares(nodes: int, threads: int) -> int:
-    """How many threads share so many nodes, of those there are."""
-    return max(1, min(threads, nodes // SHARE))
+def n_parts(sequences: int, threads: int) -> int:
+    """How many parts to make of so many sequences for so many threads."""
+    return max(1, min(threads, sequences // SHARE))
 
 
 @dataclass(frozen=True)
@@ -48,68 +48,58 @@ class Step:
     """Both rows of each node, one node after the other."""
     starts: Int[Tensor, " nodes"]
     """Where each node's pair begins."""
-    nodes: slice
-    """Which nodes of their position these are."""
 
     @classmethod
-    def of(cls, parents: Int[Tensor, " nodes"], tokens: Int[Tensor, " nodes"], n_parents: int, nodes: slice) -> "Step":
+    def of(cls, parents: Int[Tensor, " nodes"], tokens: Int[Tensor, " nodes"], n_parents: int) -> "Step":
         """The step from some parents, of ``n_parents`` in all, by some tokens."""
         starts = torch.arange(0, 2 * len(tokens), 2, device=tokens.device)
         pairs = torch.stack([parents, tokens + n_parents], dim=1).flatten()
-        return cls(parents.contiguous(), tokens.contiguous(), pairs, starts, nodes)
+        return cls(parents.contiguous(), tokens.contiguous(), pairs, starts)
 
 
 @dataclass(frozen=True)
 class LabelledTrie:
     """Sequences and their answers, as the steps of their prefixes. Made once, used at every optimizer step."""
 
-    inner: list[list[Step]]
-    """For every position but the last, the steps, in a share for each thread."""
-    last: list[list[tuple[Step, Int[Tensor, " _nodes"]]]]
-    """For each thread, the last step of its sequences in chunks; and where their answers are in the chunk's logits
+    inner: list[Step]
+    """The step to every position but the last."""
+    last: list[tuple[Step, Int[Tensor, " _nodes"]]]
+    """The last step of the sequences in chunks; and where their answers are in the chunk's logits
     [d_vocab_out, nodes], flattened."""
-    n: int
-    """How many sequences there are."""
-    rooms: list["_Room"] = field(repr=False)
-    """For each thread."""
+    room: "_Room" = field(repr=False)
 
     @classmethod
-    def of(cls, trie: PrefixTrie, labels: Int[Tensor, " n"], threads: int = 1) -> "LabelledTrie":
-        """The sequences of a trie with the answer to each, for so many threads."""
-        n_parents = [1, *map(len, trie.tokens)]
-        inner = [
-            [Step.of(parents[nodes], tokens[nodes], n, nodes) for nodes in _shares(parents, threads)]
-            for parents, tokens, n in zip(trie.parents[:-1], trie.tokens[:-1], n_parents, strict=False)
-        ]
+    def parts_of(cls, trie: PrefixTrie, labels: Int[Tensor, " n"], n_parts: int = 1) -> list["LabelledTrie"]:
+        """The sequences of a trie with the answer to each, in parts of the same size, up to one.
+
+        Prefixes that two parts share are computed in both. They are few, and no part waits for another.
+        """
         order = trie.leaves.argsort()  # neighbours share their parents, which then are in the cache
+        if n_parts == 1:
+            return [cls._of(trie, labels, order)]
+        return [
+            cls._of(trie.restricted(part), labels[part], torch.arange(len(part), device=labels.device))
+            for part in order.tensor_split(n_parts)
+        ]
+
+    @classmethod
+    def _of(cls, trie: PrefixTrie, labels: Int[Tensor, " n"], order: Int[Tensor, " n"]) -> "LabelledTrie":
+        """Sequences in an order in which their leaves ascend."""
+        n_parents = [1, *map(len, trie.tokens)]
+        inner = zip(trie.parents[:-1], trie.tokens[:-1], n_parents, strict=False)
         leaves, labels = trie.leaves[order], labels[order]
         parents, tokens = trie.parents[-1][leaves], trie.tokens[-1][leaves]
-        last = []
-        for mine in _shares(parents, threads):
-            chunks = _chunks(mine, labels.is_cuda)
-            steps = [Step.of(parents[nodes], tokens[nodes], n_parents[-2], nodes) for nodes in chunks]
-            last.append([(step, _positions(labels[step.nodes])) for step in steps])
-        return cls(inner, last, len(labels), [_Room() for _ in range(threads)])
+        last = [
+            (Step.of(parents[chunk], tokens[chunk], n_parents[-2]), _positions(labels[chunk]))
+            for chunk in _chunks(len(order), labels.is_cuda)
+        ]
+        return cls([Step.of(*step) for step in inner], last, _Room())
 
 
-def _shares(parents: Int[Tensor, " nodes"], threads: int) -> list[slice]:
-    """Nodes in shares of about the same size, none of which has a parent of another: threads that add to those never meet.
-
-    Args:
-        parents: ascending.
-        threads: how many shares to make at most.
-    """
-    n = n_shares(len(parents), threads)
-    middles = torch.tensor([len(parents) * i // n for i in range(1, n)], dtype=torch.int64, device=parents.device)
-    starts = torch.searchsorted(parents, parents[middles])  # of those nodes' siblings, the first
-    return [slice(a, b) for a, b in pairwise([0, *starts.tolist(), len(parents)]) if a < b]
-
-
-def _chunks(nodes: slice, whole: bool) -> list[slice]:
-    """A share in chunks of the same size, up to the last."""
-    length = nodes.stop - nodes.start
-    size = length if whole else -(-length // -(-length // CHUNK))
-    return [slice(a, min(a + size, nodes.stop)) for a in range(nodes.start, nodes.stop, size)]
+def _chunks(n: int, whole: bool) -> list[slice]:
+    """A part's sequences in chunks of the same size, up to the last."""
+    size = n if whole else -(-n // -(-n // CHUNK))
+    return [slice(a, min(a + size, n)) for a in range(0, n, size)]
 
 
 def _positions(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -150,21 +140,25 @@ def _has_gradient_hooks(parameter: nn.Parameter) -> bool:
 
 
 @torch.no_grad()
-def backward(model: HookedRNN, batch: LabelledTrie) -> Float[Tensor, ""]:
+def backward(model: HookedRNN, batch: Sequence[LabelledTrie]) -> Float[Tensor, ""]:
     """The mean cross entropy at the last position; its gradient is added to that of every parameter.
 
     The numbers of ``model(sequences, return_type="loss", labels=labels)`` and its ``backward()``, up to
     rounding. No hook fires: see :func:`hooked_rnn.prefixes.has_hooks`; and :func:`is_written_out`.
+
+    Args:
+        model: the network.
+        batch: the sequences in the parts that :meth:`LabelledTrie.parts_of` makes, in a thread each.
     """
-    sweep = _Sweep(model, len(batch.rooms))
-    levels = [sweep.begin()]
-    for steps in batch.inner:
-        levels.append(sweep.go_on(steps, levels[-1]))
-    loss = sweep.last_position(batch, levels[-1])
-    for steps in reversed(batch.inner):
-        sweep.come_back(steps, levels.pop(), levels[-1])
-    sweep.finish(levels[0])
-    return loss
+    n = sum(len(labels) for part in batch for _, labels in part.last)
+    sweep, *others = share([partial(_Sweep.over, model, part, n) for part in batch])
+    for other in others:  # always in the same order
+        sweep.add(other)
+    share([sweep.finish_embedding, sweep.finish_input])
+    for parameter, gradient in sweep.gradients.sums.items():
+        if parameter.requires_grad:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return -torch.cat(sweep.log_likelihoods).mean()
 
 
 @dataclass(frozen=True)
@@ -200,72 +194,89 @@ class _Gradients:
 class _Sweep:
     """One pass over the positions and back, with the gradients that have come together so far."""
 
-    def __init__(self, model: HookedRNN, threads: int) -> None:
+    def __init__(self, model: HookedRNN) -> None:
         self.blocks = cast(list[RNNBlock], list(model.blocks))
         self.embed, self.unembed = model.embed, model.unembed
         self.table = self.blocks[0].project(model.W_E)  # layer 0 sees a token as a row of this
         self.d_table = torch.zeros_like(self.table)
-        self.gradients = [_Gradients() for _ in range(threads)]
-        """Each share has its own, which are added up at the end, always in the same order."""
+        self.gradients = _Gradients()
+        self.log_likelihoods: list[Tensor] = []
+
+    @classmethod
+    def over(cls, model: HookedRNN, part: LabelledTrie, n: int) -> "_Sweep":
+        """Over a part of ``n`` sequences, whose mean loss it takes the gradient of, up to what tokens add."""
+        sweep = cls(model)
+        levels = [sweep.begin()]
+        for step in part.inner:
+            levels.append(sweep.go_on(step, levels[-1]))
+        sweep.last_position(part, levels[-1], n)
+        for step in reversed(part.inner):
+            sweep.come_back(step, levels.pop(), levels[-1])
+        sweep.leave(levels[0])
+        return sweep
+
+    def add(self, other: "_Sweep") -> None:
+        """The sum over another part too."""
+        self.d_table += other.d_table
+        self.log_likelihoods += other.log_likelihoods
+        for parameter, gradient in other.gradients.sums.items():
+            self.gradients.add(parameter, gradient)
 
     def begin(self) -> _Level:
         """Before the first position there are no states."""
-        below = [self.unembed.W_U.new_zeros(1, block.W_hh.shape[0]) for block in self.blocks]
-        return self._level([(below, self._recur(below))])
+        return self._level([self.unembed.W_U.new_zeros(1, block.W_hh.shape[0]) for block in self.blocks])
 
-    def go_on(self, steps: list[Step], level: _Level) -> _Level:
-        """Take every share of the steps at a position: to the next one."""
+    def go_on(self, step: Step, level: _Level) -> _Level:
+        """Take a step to the next position."""
+        return self._level(self.forward(step, level))
 
-        def take(step: Step) -> tuple[list[Tensor], list[Tensor]]:
-            hidden = self.forward(step, level)
-            return hidden, self._recur(hidden)
-
-        return self._level(share([partial(take, step) for step in steps]))
-
-    def last_position(self, batch: LabelledTrie, level: _Level) -> Tensor:
-        """The mean loss; of the last step, forward and backward."""
+    def last_position(self, part: LabelledTrie, level: _Level, n: int) -> None:
+        """The last step, forward and backward."""
         W_U = self.unembed.W_U.T.contiguous()
-        walk = partial(self._walk_chunks, W_U=W_U, W_U_over_n=W_U / batch.n, n=batch.n, level=level)
-        tasks = [partial(walk, *mine) for mine in zip(batch.last, batch.rooms, self.gradients, strict=False)]
-        log_likelihoods = []
-        for mine, d_table in share(tasks):
-            log_likelihoods += mine
-            self.d_table += d_table
-        return -torch.cat(log_likelihoods).mean()
+        W_U_over_n, d_W_U = W_U / n, torch.zeros_like(W_U)
+        for step, labels in part.last:
+            hidden = self.forward(step, level)
+            top, size = hidden[-1], (len(W_U), len(labels))
+            logits = torch.mm(W_U, top.T, out=part.room("logits", *size, like=W_U))
+            if self.unembed.b_U is not None:
+                logits += self.unembed.b_U[:, None]
+            log_probs = torch.log_softmax(logits, 0, out=part.room("log_probs", *size, like=W_U))
+            self.log_likelihoods.append(log_probs.view(-1).index_select(0, labels))
+            # By the logits, n times the mean loss has this gradient: probabilities, less one at the label.
+            d_logits = log_probs.exp_()
+            d_logits.view(-1).index_add_(0, labels, log_probs.new_full(labels.shape, -1.0))
+            d_W_U.addmm_(d_logits, top)
+            self.gradients.add_sum(self.unembed.b_U, d_logits.T, n)
+            d_top = torch.mm(d_logits.T, W_U_over_n, out=part.room("d_top", *top.shape, like=W_U))
+            self.backward(step, level, hidden, [*map(torch.zeros_like, hidden[:-1]), d_top], self.d_table)
+        self.gradients.add(self.unembed.W_U, (d_W_U / n).T.contiguous())
 
-    def come_back(self, steps: list[Step], after: _Level, before: _Level) -> None:
-        """Take the gradient over the steps at a position."""
+    def come_back(self, step: Step, after: _Level, before: _Level) -> None:
+        """Take the gradient over a step."""
+        for block, h, gradient in zip(self.blocks, after.below, after.d_recurrents, strict=True):
+            self.gradients.add(block.W_hh, h.T @ gradient)
+            self.gradients.add_sum(block.b_hh, gradient)
+        d_hidden = [g @ block.W_hh.T for block, g in zip(self.blocks, after.d_recurrents, strict=True)]
+        d_table = torch.zeros_like(self.table)
+        self.backward(step, before, after.below, d_hidden, d_table)
+        self.d_table += d_table
 
-        def take_back(step: Step, gradients: _Gradients) -> Tensor:
-            hidden = [h[step.nodes] for h in after.below]
-            d_recurrents = [g[step.nodes] for g in after.d_recurrents]
-            for block, h, gradient in zip(self.blocks, hidden, d_recurrents, strict=True):
-                gradients.add(block.W_hh, h.T @ gradient)
-                gradients.add_sum(block.b_hh, gradient)
-            d_hidden = [g @ block.W_hh.T for block, g in zip(self.blocks, d_recurrents, strict=True)]
-            d_table = torch.zeros_like(self.table)
-            self.backward(step, before, hidden, d_hidden, gradients, d_table)
-            return d_table
+    def leave(self, level: _Level) -> None:
+        """Take the gradient to what the first position had."""
+        for block, gradient in zip(self.blocks, level.d_recurrents, strict=True):
+            self.gradients.add_sum(block.b_hh, gradient)
+            if block.W_hh not in self.gradients.sums:  # one position: what enters it is zero, and so is what W_hh gets
+                self.gradients.add(block.W_hh, torch.zeros_like(block.W_hh))
 
-        for d_table in share([partial(take_back, *mine) for mine in zip(steps, self.gradients, strict=False)]):
-            self.d_table += d_table
+    def finish_embedding(self) -> None:
+        """Take the gradient from what tokens add to their embedding."""
+        self.gradients.add(self.embed.W_E, self.d_table @ self.blocks[0].W_ih.T)
 
-    def finish(self, level: _Level) -> None:
-        """Take the gradient to what the first position had, and hand every parameter its own."""
-        block, W_E, gradients = self.blocks[0], self.embed.W_E, self.gradients[0]
-        for others in self.gradients[1:]:
-            for parameter, gradient in others.sums.items():
-                gradients.add(parameter, gradient)
-        for above, gradient in zip(self.blocks, level.d_recurrents, strict=True):
-            gradients.add_sum(above.b_hh, gradient)
-            if above.W_hh not in gradients.sums:  # one position: what enters it is zero, and so is what W_hh gets
-                gradients.add(above.W_hh, torch.zeros_like(above.W_hh))
-        gradients.add(W_E, self.d_table @ block.W_ih.T)
-        gradients.add(block.W_ih, W_E.T @ self.d_table)
-        gradients.add_sum(block.b_ih, self.d_table)
-        for parameter, gradient in gradients.sums.items():
-            if parameter.requires_grad:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    def finish_input(self) -> None:
+        """Take the gradient from what tokens add to how layer 0 reads it."""
+        block = self.blocks[0]
+        self.gradients.add(block.W_ih, self.embed.W_E.T @ self.d_table)
+        self.gradients.add_sum(block.b_ih, self.d_table)
 
     def forward(self, step: Step, level: _Level) -> list[Tensor]:
         """By layer, the states after a step."""
@@ -278,67 +289,22 @@ class _Sweep:
         return hidden
 
     def backward(
-        self,
-        step: Step,
-        level: _Level,
-        hidden: list[Tensor],
-        d_hidden: list[Tensor],
-        gradients: _Gradients,
-        d_table: Tensor,
+        self, step: Step, level: _Level, hidden: list[Tensor], d_hidden: list[Tensor], d_table: Tensor
     ) -> None:
         """Take the gradient by each layer's states after a step, which is written over, to before the step."""
         for layer in reversed(range(len(self.blocks))):
             block, gradient = self.blocks[layer], d_hidden[layer]
             block.act_backward_in_place(gradient, hidden[layer])
-            level.d_recurrents[layer].index_add_(0, step.parents, gradient)  # no other share has these parents
+            level.d_recurrents[layer].index_add_(0, step.parents, gradient)
             if layer == 0:
                 d_table.index_add_(0, step.tokens, gradient)
             else:
-                gradients.add(block.W_ih, hidden[layer - 1].T @ gradient)
-                gradients.add_sum(block.b_ih, gradient)
+                self.gradients.add(block.W_ih, hidden[layer - 1].T @ gradient)
+                self.gradients.add_sum(block.b_ih, gradient)
                 d_hidden[layer - 1] += gradient @ block.W_ih.T
 
-    def _walk_chunks(
-        self,
-        chunks: list[tuple[Step, Tensor]],
-        room: _Room,
-        gradients: _Gradients,
-        *,
-        W_U: Tensor,
-        W_U_over_n: Tensor,
-        n: int,
-        level: _Level,
-    ) -> tuple[list[Tensor], Tensor]:
-        """One share of the last step: its log-likelihoods, and its gradient by what tokens add."""
-        d_W_U, d_table, log_likelihoods = torch.zeros_like(W_U), torch.zeros_like(self.table), []
-        for step, labels in chunks:
-            hidden = self.forward(step, level)
-            top, size = hidden[-1], (len(W_U), len(labels))
-            logits = torch.mm(W_U, top.T, out=room("logits", *size, like=W_U))
-            if self.unembed.b_U is not None:
-                logits += self.unembed.b_U[:, None]
-            log_probs = torch.log_softmax(logits, 0, out=room("log_probs", *size, like=W_U))
-            log_likelihoods.append(log_probs.view(-1).index_select(0, labels))
-            # By the logits, n times the mean loss has this gradient: probabilities, less one at the label.
-            d_logits = log_probs.exp_()
-            d_logits.view(-1).index_add_(0, labels, log_probs.new_full(labels.shape, -1.0))
-            d_W_U.addmm_(d_logits, top)
-            gradients.add_sum(self.unembed.b_U, d_logits.T, n)
-            d_top = torch.mm(d_logits.T, W_U_over_n, out=room("d_top", *top.shape, like=W_U))
-            self.backward(step, level, hidden, [*map(torch.zeros_like, hidden[:-1]), d_top], gradients, d_table)
-        gradients.add(self.unembed.W_U, (d_W_U / n).T.contiguous())
-        return log_likelihoods, d_table
-
-    def _recur(self, hidden: list[Tensor]) -> list[Tensor]:
-        return [block.recur(h) for block, h in zip(self.blocks, hidden, strict=True)]
-
-    def _level(self, shares: list[tuple[list[Tensor], list[Tensor]]]) -> _Level:
-        """From each share's states and what they add to the next step."""
-        below, recurrents = ([_joined(parts) for parts in zip(*of, strict=True)] for of in zip(*shares, strict=True))
+    def _level(self, below: list[Tensor]) -> _Level:
+        """Of the states that enter a position."""
+        recurrents = [block.recur(h) for block, h in zip(self.blocks, below, strict=True)]
         rows = torch.cat([recurrents[0], self.table])
         return _Level(below, recurrents, rows, [torch.zeros_like(r) for r in recurrents])
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """One after another, without a copy where there is one."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

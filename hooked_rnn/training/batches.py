@@ -1,6 +1,8 @@
 """What a step is trained on: sequences with their prefixes found once, whole or in minibatches."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -9,9 +11,8 @@ from torch import Tensor, nn
 from hooked_rnn.architectures import architecture_of
 from hooked_rnn.losses import cross_entropy
 from hooked_rnn.model import HookedRNN
-from hooked_rnn.prefix_gradients import LabelledTrie, backward, is_written_out, n_shares
+from hooked_rnn.prefix_gradients import LabelledTrie, backward, is_written_out, n_parts
 from hooked_rnn.prefixes import PrefixTrie, has_hooks, hooked_last_logits, last_logits, needs_plain_forward
-from hooked_rnn.side_by_side import team_size
 
 PIECE = 2048
 """Sequences that are evaluated at once, by models that have no prefixes to share: as memory is."""
@@ -28,7 +29,7 @@ class Sequences:
     tokens: Int[Tensor, "n pos"]
     labels: Int[Tensor, " n"]
     trie: PrefixTrie
-    _labelled_tries: dict[int, LabelledTrie] = field(default_factory=dict, repr=False)
+    _labelled_tries: dict[int, list[LabelledTrie]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tokens: Int[Tensor, "n pos"], labels: Int[Tensor, " n"], device: torch.device) -> "Sequences":
@@ -39,24 +40,28 @@ class Sequences:
         """Some of the sequences."""
         return Sequences(self.tokens[rows], self.labels[rows], self.trie.restricted(rows))
 
-    def labelled_trie(self, threads: int) -> LabelledTrie:
-        """The index that :meth:`backward` goes by, for so many threads."""
-        if threads not in self._labelled_tries:
-            self._labelled_tries[threads] = LabelledTrie.of(self.trie, self.labels, threads)
-        return self._labelled_tries[threads]
-
-    def threads(self, model: nn.Module) -> int:
-        """How many threads are to share :meth:`backward`: up to torch's number; 1 where torch's own do as well."""
-        if isinstance(model, HookedRNN) and self.labels.device.type == "cpu" and _by_prefixes(model):
-            return n_shares(len(self.labels), torch.get_num_threads())
-        return 1
+    def labelled_trie(self, n_parts: int) -> list[LabelledTrie]:
+        """The index that :meth:`backward` goes by, in so many parts."""
+        if n_parts not in self._labelled_tries:
+            self._labelled_tries[n_parts] = LabelledTrie.parts_of(self.trie, self.labels, n_parts)
+        return self._labelled_tries[n_parts]
 
     def backward(self, model: nn.Module) -> Float[Tensor, ""]:
         """The mean loss at the last position; its gradient is added to the parameters'."""
-        if isinstance(model, HookedRNN) and _by_prefixes(model):
-            return backward(model, self.labelled_trie(team_size()))
-        loss = cross_entropy(self.last_logits(model)[:, None], self.labels)
-        loss.backward()
+        return self.plan_backward(model)[1]()
+
+    def plan_backward(self, model: nn.Module) -> tuple[int, Callable[[], Float[Tensor, ""]]]:
+        """How many threads can share :meth:`backward`, up to torch's number (1 where torch's own do as well), and it."""
+        if isinstance(model, HookedRNN) and is_written_out(model) and not has_hooks(model):
+            threads = torch.get_num_threads() if self.labels.device.type == "cpu" else 1
+            parts = self.labelled_trie(n_parts(len(self.labels), threads))
+            return len(parts), partial(backward, model, parts)
+        return 1, partial(self._autograd_backward, model)
+
+    def _autograd_backward(self, model: nn.Module) -> Float[Tensor, ""]:
+        with torch.enable_grad():
+            loss = cross_entropy(self.last_logits(model)[:, None], self.labels)
+            loss.backward()
         return loss.detach()
 
     def last_logits(self, model: nn.Module) -> Float[Tensor, "n d_vocab_out"]:
@@ -68,10 +73,6 @@ class Sequences:
             return model(self.tokens, logits_to_keep=1)[:, 0]
         by_prefixes = hooked_last_logits if has_hooks(model) else last_logits
         return by_prefixes(model, self.trie)
-
-
-def _by_prefixes(model: HookedRNN) -> bool:
-    return is_written_out(model) and not has_hooks(model)
 
 
 class Minibatches:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -153,23 +153,28 @@ def _take_steps(
 
 def take_step(model: nn.Module, optimizer: AdamW, batch: Sequences, config: TrainConfig, step: int) -> None:
     """One optimizer step on a batch, by as many threads as torch has."""
-    lead(batch.threads(model), partial(_take_step, model, optimizer, batch, config, step))
+    threads, backward = batch.plan_backward(model)
+    lead(threads, partial(_take_step, model, optimizer, backward, config, step))
 
 
-def _take_step(model: nn.Module, optimizer: AdamW, batch: Sequences, config: TrainConfig, step: int) -> None:
-    optimizer.zero_grad()
+def _take_step(
+    model: nn.Module, optimizer: AdamW, backward: Callable[[], Tensor], config: TrainConfig, step: int
+) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = None
     lr = learning_rate(config, step)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    loss = batch.backward(model).item()
+    loss = backward().item()
     if not math.isfinite(loss):
-        norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+        norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
         raise TrainingDivergedError(
             f"the loss became {loss} at step {step} (learning rate {lr:g}, gradient norm {norm.item():g}): "
             "expected a finite loss; try a lower learning rate"
         )
     if step <= config.orthogonal_steps:
-        orthogonalize_gradients(model.parameters())
+        orthogonalize_gradients(parameters)
     optimizer.step()
 
 

@@ -15,25 +15,23 @@ def orthogonal_gradient(weight: Float[Tensor, "*shape"], grad: Float[Tensor, "*s
     A gradient that lies wholly along the weights becomes zero, up to rounding; weights of zero leave it as it is.
     """
     orthogonal = grad.clone()
-    _orthogonalize([weight], [orthogonal])
+    _orthogonalize(weight.detach(), orthogonal)
     return orthogonal
 
 
 @torch.no_grad()
 def orthogonalize_gradients(parameters: Iterable[Tensor]) -> None:
     """Write over the gradient of every parameter with its orthogonal gradient."""
-    pairs = [(parameter.detach(), parameter.grad) for parameter in parameters if parameter.grad is not None]
-    if pairs:
-        _orthogonalize(*map(list, zip(*pairs, strict=True)))
+    for parameter in parameters:
+        if parameter.grad is not None:
+            _orthogonalize(parameter.detach(), parameter.grad)
 
 
-def _orthogonalize(weights: list[Tensor], grads: list[Tensor]) -> None:
-    """Of each weight and its gradient, in place, with few calls: most parameters are small."""
-    squares = torch.stack([square.sum() for square in torch._foreach_mul(weights, weights)])
-    products = torch.stack([product.sum() for product in torch._foreach_mul(weights, grads)])
-    along = torch.where(squares > 0, products / squares, 0)
-    norms = torch.stack(torch._foreach_norm(grads))
-    torch._foreach_sub_(grads, torch._foreach_mul(weights, along.unbind()))
-    orthogonal_norms = torch.stack(torch._foreach_norm(grads))
-    scales = torch.where(orthogonal_norms > torch.finfo(norms.dtype).eps * norms, norms / orthogonal_norms, 0)
-    torch._foreach_mul_(grads, scales.unbind())
+def _orthogonalize(weight: Tensor, grad: Tensor) -> None:
+    """In place. Scalars are Python's: on a processor, tensors of one number cost more than the sums that they hold."""
+    square, product = (weight * weight).sum().item(), (weight * grad).sum().item()
+    norm = torch.linalg.vector_norm(grad).item()
+    if square > 0:
+        grad.sub_(weight * (product / square))
+    orthogonal_norm = torch.linalg.vector_norm(grad).item()
+    grad.mul_(norm / orthogonal_norm if orthogonal_norm > torch.finfo(grad.dtype).eps * norm else 0.0)

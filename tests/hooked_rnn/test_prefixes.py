@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.utils import parametrizations, prune
 
 from hooked_rnn import HookedRNN, HookedRNNConfig, ModularAddition, prefix_gradients
-from hooked_rnn.prefix_gradients import LabelledTrie, backward
+from hooked_rnn.prefix_gradients import LabelledTrie, Step, backward
 from hooked_rnn.prefixes import PrefixTrie, has_hooks, last_logits, needs_plain_forward
 from hooked_rnn.side_by_side import lead
 from hooked_rnn.training.batches import Sequences
@@ -101,10 +101,11 @@ def test_the_loss_and_its_gradient_are_those_of_the_plain_forward(
     model = model_of(task, n_layers, bias, act_fn, dtype)
     chosen = torch.randint(len(task.tokens), (17,), generator=torch.Generator().manual_seed(seed))
     tokens, labels = task.tokens[chosen], task.labels[chosen]
-    with mock.patch.object(prefix_gradients, "CHUNK", chunk), mock.patch.object(prefix_gradients, "SHARE", 1):
-        batch = LabelledTrie.of(PrefixTrie.of(tokens), labels, threads)
+    with mock.patch.object(prefix_gradients, "CHUNK", chunk):
+        batch = LabelledTrie.parts_of(PrefixTrie.of(tokens), labels, threads)
+    assert len(batch) == threads
     if threads == 1:
-        assert [len(chunks) for chunks in batch.last] == [{1: 17, 5: 4, 1024: 1}[chunk]]
+        assert len(batch[0].last) == {1: 17, 5: 4, 1024: 1}[chunk]
     losses, gradients = [], []
     for plain in (True, False):
         model.zero_grad()
@@ -121,32 +122,33 @@ def test_the_loss_and_its_gradient_are_those_of_the_plain_forward(
         assert float((mine - theirs).norm()) <= rtol * float(theirs.norm()) + 1e-30
 
 
-@given(operands=st.integers(1, 4), threads=st.integers(1, 5), share=st.integers(1, 20), seed=st.integers(0, 100))
+@given(operands=st.integers(1, 4), n_parts=st.integers(1, 5), seed=st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
-def test_shares_have_every_node_once_and_no_parent_in_common(
-    operands: int, threads: int, share: int, seed: int
-) -> None:
-    """Two threads that add to the same row would lose a sum now and then."""
+def test_parts_have_every_sequence_once(operands: int, n_parts: int, seed: int) -> None:
     task = ModularAddition(5, operands)
     chosen = torch.randint(len(task.tokens), (40,), generator=torch.Generator().manual_seed(seed))
-    trie = PrefixTrie.of(task.tokens[chosen])
-    with mock.patch.object(prefix_gradients, "SHARE", share):
-        batch = LabelledTrie.of(trie, task.labels[chosen], threads)
-    positions = [[[step] for step in steps] for steps in batch.inner]
-    positions.append([[step for step, _ in chunks] for chunks in batch.last])
-    for shares in positions:
-        assert len(shares) <= threads
-        parents = [set(torch.cat([step.parents for step in steps]).tolist()) for steps in shares]
-        assert sum(map(len, parents)) == len(set().union(*parents))
-        nodes = [node for steps in shares for step in steps for node in range(step.nodes.start, step.nodes.stop)]
-        assert nodes == list(range(len(nodes)))
-    assert len(nodes) == 40
+    numbers = torch.arange(40)  # as labels, they tell which sequence is which
+    found = {}
+    for part in LabelledTrie.parts_of(PrefixTrie.of(task.tokens[chosen]), numbers, n_parts):
+        for step, positions in part.last:
+            for node, number in enumerate(positions // len(positions)):
+                assert int(number) not in found
+                found[int(number)] = read_back(part.inner, int(step.parents[node]), int(step.tokens[node]))
+    assert found == {i: tokens.tolist() for i, tokens in enumerate(task.tokens[chosen])}
+
+
+def read_back(inner: list[Step], node: int, token: int) -> list[int]:
+    """The tokens of a prefix: its last one, and those of the node before it."""
+    if not inner:
+        return [token]
+    *before, step = inner
+    return [*read_back(before, int(step.parents[node]), int(step.tokens[node])), token]
 
 
 def test_gradients_add_up_and_frozen_parameters_have_none() -> None:
     task = ModularAddition(5)
     model = model_of(task)
-    batch = LabelledTrie.of(PrefixTrie.of(task.tokens), task.labels)
+    batch = LabelledTrie.parts_of(PrefixTrie.of(task.tokens), task.labels)
     model.blocks[0].W_ih.requires_grad_(False)
     backward(model, batch)
     once = model.W_E.grad.clone()
@@ -161,7 +163,7 @@ def test_a_wrong_label_changes_the_loss_and_the_gradient() -> None:
     model, results = model_of(task), []
     for labels in (task.labels, task.labels.index_fill(0, torch.tensor([7]), 0)):
         model.zero_grad()
-        results.append((backward(model, LabelledTrie.of(PrefixTrie.of(task.tokens), labels)), model.W_U.grad))
+        results.append((backward(model, LabelledTrie.parts_of(PrefixTrie.of(task.tokens), labels)), model.W_U.grad))
     assert abs(float(results[0][0] - results[1][0])) > 1e-3 * float(results[0][0])
     assert float((results[0][1] - results[1][1]).norm()) > 1e-3 * float(results[0][1].norm())
 

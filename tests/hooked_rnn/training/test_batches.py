@@ -53,7 +53,7 @@ def test_the_index_of_prefixes_is_built_once_for_a_split(batch_size: int | None)
     config = TrainConfig.recipe("fast", steps=9, orthogonal_steps=4, eval_every=2, batch_size=batch_size)
     with (
         mock.patch.object(PrefixTrie, "of", side_effect=PrefixTrie.of) as trie,
-        mock.patch.object(LabelledTrie, "of", side_effect=LabelledTrie.of) as labelled,
+        mock.patch.object(LabelledTrie, "parts_of", side_effect=LabelledTrie.parts_of) as labelled,
     ):
         train(model, TASK, config, progress=False)
     assert trie.call_count == 1  # of all sequences; the split's, and a minibatch's, is a selection of its nodes
