@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hooked_rnn.hook_points import IsolatedHookPoint
 from hooked_rnn.model import HookedRNN
 from hooked_rnn.points import Points
 from hooked_rnn.recurrent import RecurrentBlock
@@ -91,21 +90,19 @@ def needs_plain_forward(model: HookedRNN) -> bool:
     A hook before or inside a loop may tell sequences apart that share a prefix, so it has to be given all of
     them, and their states can no longer be shared. Those after the last loop cannot: see :func:`hooked_last_logits`.
     """
-    after = {id(point) for point in _points_after_the_loop(model)}
-    return (
-        type(model).forward is not HookedRNN.forward
-        or any(type(block).forward is not RecurrentBlock.forward for block in model.blocks)
-        or any(_has_hooks(module) for module in model.modules() if id(module) not in after)
-    )
+    after = _top(model).hook_out, model.hook_logits
+    return _has_own_forward(model) or any(_has_hooks(module) for module in model.modules() if module not in after)
 
 
 def has_hooks(model: HookedRNN) -> bool:
     """Whether there is anything that :func:`last_logits` would pass by."""
-    return needs_plain_forward(model) or any(point.is_hooked for point in _points_after_the_loop(model))
+    return _has_own_forward(model) or any(map(_has_hooks, model.modules()))
 
 
-def _points_after_the_loop(model: HookedRNN) -> tuple[IsolatedHookPoint, IsolatedHookPoint]:
-    return _top(model).hook_out, model.hook_logits
+def _has_own_forward(model: HookedRNN) -> bool:
+    return type(model).forward is not HookedRNN.forward or any(
+        type(block).forward is not RecurrentBlock.forward for block in model.blocks
+    )
 
 
 def _has_hooks(module: nn.Module) -> bool:
