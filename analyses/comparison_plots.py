@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from analyses.ablation import Curve
@@ -228,8 +229,20 @@ def _stems(axes: Axes, spectrum: Spectrum, key: Sequence[int]) -> None:
         colour, share, width = (RED, spectrum.share(k), 2) if k in key else (GREY, spectrum.share(k), 1)
         axes.plot([k, k], [0, share], color=colour, linewidth=width)
         axes.plot(k, share, "o", color=colour, markersize=4.5 if k in key else 1.8)
-        if k in key:
-            axes.annotate(str(k), (k, share), (0, 5), textcoords="offset points", ha="center", color=RED, fontsize=8)
+    for k in key:
+        label = axes.annotate(
+            str(k),
+            (k, spectrum.share(k)),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            color=RED,
+            fontsize=8,
+            zorder=5,
+        )
+        label.set_path_effects(
+            [withStroke(linewidth=2.5, foreground="white")]
+        )  # a taller neighbour's stem may cross it
     axes.set_ylim(0, 1.3 * float(spectrum.shares.max()) or 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))

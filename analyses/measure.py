@@ -56,6 +56,8 @@ class Subject:
     """Where it came from, if from a directory."""
     training: dict[str, Any] | None = None
     """What ``train.json`` says of the run, if there is one."""
+    notes: tuple[str, ...] = ()
+    """What its loader had to say of a file."""
 
     @property
     def adder(self) -> Adder:
@@ -134,7 +136,7 @@ def load_subject(name: str) -> Subject:
     """
     if Path(name).is_file():
         loaded = load_checkpoint(name)
-        return subject_of(loaded.model, loaded.task, Path(name).name, trained_on(loaded))
+        return subject_of(loaded.model, loaded.task, Path(name).name, trained_on(loaded), notes=loaded.notes)
     model = load_model(name)
     directory = local_directory(name)
     record = read_training(directory) if directory else None
@@ -156,6 +158,7 @@ def subject_of(
     train: Int[Tensor, " n_train"] | None = None,
     directory: Path | None = None,
     training: dict[str, Any] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Subject:
     """A model that is at hand, as what a report is about.
 
@@ -165,15 +168,15 @@ def subject_of(
         name: what to call it.
         train: indices of the pairs that it was trained on, as ``task.split(...)[0]``.
         directory, training: where it came from, and what ``train.json`` says there.
+        notes: what its loader had to say of it.
 
     Raises:
         ReportError: another task, or a model of other sizes.
     """
     check_task(model, task)
     held_out = None if train is None else torch.ones(len(task.labels)).index_fill(0, train, 0.0)
-    return Subject(
-        name, model, task, held_out if held_out is not None and held_out.any() else None, directory, training
-    )
+    known = held_out if held_out is not None and held_out.any() else None
+    return Subject(name, model, task, known, directory, training, notes)
 
 
 def task_of(model: Any) -> ModularTask:

@@ -47,6 +47,7 @@ class Report:
             "model": self.subject.name,
             "config": plain_config(getattr(self.subject.model, "cfg", None)),
             "task": self.subject.task.to_dict(),
+            "notes": list(self.subject.notes),
             "versions": versions(),
             "accuracy": m.accuracy,
             "loss": m.loss,
@@ -148,6 +149,7 @@ def facts(report: Report) -> dict[str, str]:
         "training": _training(report.subject),
         "accuracy": f"{m.accuracy:.2%} of all {report.subject.task.p**2:,} pairs (loss {m.loss:.2e} nats)",
         "key frequencies": ", ".join(f"{k} ({m.key.spectrum.share(k):.1%})" for k in m.key.by_share) or "none",
+        **({"notes": "; ".join(report.subject.notes)} if report.subject.notes else {}),
         "made with": ", ".join(f"{name} {version}" for name, version in fixed.items()),
     }
 

@@ -16,6 +16,7 @@ RNN = "rnn"
 Config = TypeVar("Config", bound="ModelConfig")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Base of the frozen dataclasses that say how to build a model."""
 
@@ -27,7 +28,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """What is kept in ``config.json``: the architecture, but for an RNN, and the fields but for device and dtype."""
         named = {} if self.architecture == RNN else {ARCHITECTURE: self.architecture}
-        fields = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]  # every subclass is a dataclass
+        fields = [f.name for f in dataclasses.fields(self)]
         return named | {name: getattr(self, name) for name in fields if name not in self.not_stored}
 
     def to_json(self) -> str:
@@ -42,7 +43,7 @@ class ModelConfig:
         """
         check_architecture(values, cls.architecture)
         values = {key: value for key, value in values.items() if key != ARCHITECTURE}
-        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = {f.name: f for f in dataclasses.fields(cls)}
         for key in values:
             if key not in fields:
                 raise ConfigError(f"unknown key {key!r} in the model's configuration; nearest: {nearest(key, fields)}")

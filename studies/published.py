@@ -1,11 +1,10 @@
 """The published figures of networks that add modulo 113, beside the same quantities of ours, by named operators, over seeds.
 
-    hooked-rnn train --model transformer ... --seed 0 --out runs/transformer-0         (and so on; the options are in COMMANDS)
-    python -m studies.published --measure runs/transformer-* mod-add-113 ...           # studies/published.csv
-    python -m studies.published --write-page                                           # docs/published.md
+    hooked-rnn train --model transformer ... --seed 0 --out runs/transformer-0     (and so on; the options are in COMMANDS)
+    python -m studies.published --measure runs/*                                   # studies/published.csv
+    python -m studies.published --write-page                                       # docs/published.md
 
-A row is a run directory, or an embedded model. What the eight seeds of the embedded ``mod-add-113`` have of a quantity is
-taken from its ``seeds.csv``.
+A row is a run directory, or an embedded model.
 """
 
 import argparse
@@ -24,16 +23,16 @@ from analyses.key_frequencies import find, neuron_hook
 from analyses.low_rank import cumulative_energy, held_by_first
 from analyses.neurons import EXPLAINED, cluster_neurons
 from analyses.places import last_place, read
-from analyses.seeds import SEEDS, read_csv, write_csv
+from analyses.seeds import read_csv, write_csv
 from hooked_rnn import HookedRNN, load_model, model_config
-from hooked_rnn.pretrained import EMBEDDED, embedded_names, local_directory, read_training
+from hooked_rnn.pretrained import embedded_names, local_directory, read_training
 from hooked_rnn.tasks import task_from_dict
 from hooked_rnn.training.run_directory import read_history
 
 TABLE = Path(__file__).with_name("published.csv")
 PAGE = Path(__file__).parent.parent / "docs" / "published.md"
-SEEDS_OF_RNN = "mod-add-113"
 COMMANDS = {
+    "rnn": "hooked-rnn train --recipe fast --eval-every 10 --threads 1",
     "mlp": "hooked-rnn train --model mlp --orthogonal-steps 300 --steps 600 --eval-every 10 --threads 1",
     "transformer": "hooked-rnn train --model transformer --equals-token --orthogonal-lr 3e-3 --orthogonal-steps 120 --steps 420 "
     "--eval-every 20 --threads 1",
@@ -93,8 +92,6 @@ class Quantity:
     columns: Sequence[str]
     """Of the table; the least and the largest of several are over all of them."""
     form: Callable[[float], str] = "{:.1%}".format
-    from_seeds: bool = False
-    """Whether the embedded RNN's table of seeds has it too."""
 
 
 COUNT = "{:g}".format
@@ -103,13 +100,13 @@ LOGIT_KEY = "key_frequencies.find, 'logit variance': more than 1% of the logits'
 ENERGY = "low_rank.cumulative_energy of the first 2K components, K by 'embedding share'"
 EXPLAINED_BY = "key_frequencies.logit_spectrum, summed over those of 'logit variance'"
 QUANTITIES = (
-    Quantity("Rangamani 2025, C2 (RNN)", "energy in the significant singular components of W_E", "85.4-95.5%, which matrices is not said", ENERGY, ("energy W_E",), from_seeds=True),
-    Quantity("", "of W_ih", "", ENERGY, ("energy W_ih",), from_seeds=True),
-    Quantity("", "of W_hh", "", ENERGY, ("energy W_hh",), from_seeds=True),
-    Quantity("", "of W_U", "", ENERGY, ("energy W_U",), from_seeds=True),
-    Quantity("Rangamani 2025, C3 (RNN)", "dominant frequencies", "6", KEY, ("n_key",), COUNT, from_seeds=True),
-    Quantity("Rangamani 2025, C6 (RNN)", "relative error of the last state's projections, least", "1e-3 to 1e-2", "attribution.hidden_fit at the key frequencies, relative", ("least_fit_error",), "{:.3f}".format, from_seeds=True),
-    Quantity("", "largest", "", "the same", ("largest_fit_error",), "{:.3f}".format, from_seeds=True),
+    Quantity("Rangamani 2025, C2 (RNN)", "energy in the significant singular components of W_E", "85.4-95.5%, which matrices is not said", ENERGY, ("energy W_E",)),
+    Quantity("", "of W_ih", "", ENERGY, ("energy W_ih",)),
+    Quantity("", "of W_hh", "", ENERGY, ("energy W_hh",)),
+    Quantity("", "of W_U", "", ENERGY, ("energy W_U",)),
+    Quantity("Rangamani 2025, C3 (RNN)", "dominant frequencies", "6", KEY, ("n_key",), COUNT),
+    Quantity("Rangamani 2025, C6 (RNN)", "relative error of the last state's projections, least", "1e-3 to 1e-2", "attribution.hidden_fit at the key frequencies, relative", ("least_fit_error",), "{:.3f}".format),
+    Quantity("", "largest", "", "the same", ("largest_fit_error",), "{:.3f}".format),
     Quantity("Nanda et al. 2023 (transformer, 30%)", "key frequencies", "3-6", LOGIT_KEY, ("n_key logits",), COUNT),
     Quantity("", "the same, by the embedding", "", KEY, ("n_key",), COUNT),
     Quantity("", "logits' variance explained by cos(w(a+b-c))", "95%", EXPLAINED_BY, ("logits_explained",)),
@@ -139,13 +136,12 @@ def page() -> str:
     """docs/published.md."""
     kinds = [kind for kind in ("rnn", "transformer", "mlp") if rows_of(kind)]
     record = json.loads(TABLE.with_suffix(".json").read_text(encoding="utf-8"))
-    seeds = read_csv(EMBEDDED / SEEDS_OF_RNN / SEEDS)
-    heads = [f"our {kind}, {len(rows_of(kind))} runs" for kind in kinds] + [f"`{SEEDS_OF_RNN}`, {len(seeds)} seeds"]
+    heads = [f"our {kind}, {len(rows_of(kind))} seeds" for kind in kinds]
     lines = [
         "# Beside the published figures",
         "",
         "What others report of networks that add modulo 113, and the same quantity on ours: median (least to largest) over runs. The operator",
-        "says how ours was measured; where the source has another threshold or training set, the two need not agree, and are set side by side,",
+        "says how ours was measured, on 40% of the pairs; where the source has another threshold or training set, the two need not agree, and are set side by side,",
         "not compared by a test. Definitions: [operators and thresholds](definitions.md).",
         "",
         f"| source | quantity | published | {' | '.join(heads)} | operator |",
@@ -153,22 +149,17 @@ def page() -> str:
     ]
     for q in QUANTITIES:
         cells = [cell(q, rows_of(kind)) for kind in kinds]
-        cells.append(cell(q, seeds) if q.from_seeds else "not in its table")
         lines.append(f"| {q.source} | {q.text} | {q.published} | {' | '.join(cells)} | {q.operator} |")
     lines += ["", *NOTES, "", "The runs:", ""]
-    lines += [f"- {', '.join(row['name'] for row in rows_of(kind))}: {_how(kind)}" for kind in kinds]
+    lines += [f"- {', '.join(row['name'] for row in rows_of(kind))}: `{COMMANDS[kind]}`" for kind in kinds]
     made_with = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines += ["", f"Made with {made_with}. {WRITTEN_BY}"]
     return "\n".join(lines)
 
 
-def _how(kind: str) -> str:
-    return f"`{COMMANDS[kind]}`" if kind in COMMANDS else "embedded, with a card each; one seed of a setting of its own"
-
-
 NOTES = (
     "The seven rows of Rangamani 2025 are about the RNN; a transformer's last state is what its unembedding reads, an MLP's are",
-    "its neurons. The steps of our runs are of the orthogonal gradient, but for `mod-add-113-adamw` and what a transformer took beyond its first 120.",
+    "its neurons. The steps of our runs are of the orthogonal gradient, but for what a transformer took beyond its first 120.",
     "",
     "A dominant frequency is not counted alike by all: `embedding share` looks at the embedding, `logit variance` at what the network says.",
 )

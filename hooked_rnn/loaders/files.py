@@ -1,8 +1,7 @@
 """What is in a weights file, read without running anything that is in it."""
 
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -72,14 +71,7 @@ def _objects(path: Path) -> list[str]:
     """The classes and functions that a file asks for and that may not be made; none where that cannot be told."""
     if not zipfile.is_zipfile(path):
         return []
-    with _nothing_raised(), torch.serialization.safe_globals(_HARMLESS):
+    # Whatever a damaged file leads to: that it is damaged is said anyway.
+    with suppress(Exception), torch.serialization.safe_globals(_HARMLESS):
         return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
     return []
-
-
-@contextmanager
-def _nothing_raised() -> Iterator[None]:
-    try:
-        yield
-    except Exception:  # whatever a damaged file leads to; that it is damaged is said anyway
-        return

@@ -339,6 +339,8 @@ def test_a_checkpoint_file_is_a_subject_of_its_own_task(tmp_path: Path) -> None:
     loaded = load_subject(str(file))
     assert (loaded.name, loaded.task, loaded.train) == ("checkpoint.pt", ModularAddition(7), None)
     assert torch.equal(loaded.adder.logits(), Adder(model, ModularAddition(7)).logits())
+    torch.save({"state_dicts": [model.state_dict()] * 2}, file)
+    assert "the last of 2 state dicts" in load_subject(str(file)).notes  # what the loader says reaches the report
     torch.save({"weight": torch.zeros(3)}, file)
     with pytest.raises(UnknownFormatError, match=r"checkpoint\.pt"):
         load_subject(str(file))
