@@ -129,7 +129,7 @@ def test_what_it_says_of_the_candidates_holds() -> None:
         for row in of_one.rows
         if row.rule == "2K" and row.matrix in ("W_E", "W_hh", "W_U", "h_1")
     ]
-    assert 0.538 < min(by_values) < 0.540 < 0.763 < max(by_values) < 0.765 < PUBLISHED[0]
+    assert 0.538 < min(by_values) < 0.540 < 0.679 < max(by_values) < 0.681 < PUBLISHED[0]
     untrained = candidates(Adder(HookedRNN(adder(MODELS[0]).model.cfg), ModularAddition(113)))
     of_12 = {row.matrix: f"{row.holds['energy']:.1%}" for row in untrained.rows if row.rule == "12"}
     assert (of_12["W_E"], of_12["W_E W_ih W_hh W_U"]) == ("31.8%", "54.5%")
