@@ -91,7 +91,8 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def test_train_then_report(tmp_path: Path) -> None:
+def test_train_then_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analyses.report.to_png", lambda figure: b"png")  # what takes the time is tested elsewhere
     directory = tiny_run(tmp_path)
     result = run("report", str(directory), "--out", str(tmp_path / "report"))
     assert result.exit_code == 0, result.stderr

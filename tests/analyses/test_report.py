@@ -22,7 +22,7 @@ from analyses.claims import VERDICTS
 from analyses.errors import ReportError
 from analyses.html import render_page
 from analyses.measure import n_ticks, subject_of, task_of
-from analyses.report import draw, facts, make_report, to_png
+from analyses.report import Report, draw, facts, make_report, to_png
 from analyses.sections import Picture, Section, Table, pictures
 from analyses.views import hidden_view
 from hooked_rnn import HookedMLP, HookedMLPConfig, HookedRNN, ModularAddition, TrainConfig, train
@@ -51,6 +51,19 @@ def out(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "notes.txt").write_text("mine", encoding="utf-8")
     make_report(str(model), path, progress=False)
     return path
+
+
+@pytest.fixture(scope="module")
+def result(model: Path) -> Report:
+    """The same, nothing written."""
+    return make_report(str(model), progress=False)
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is written where, not of what is on it: to draw takes most of a report's time."""
+    blank = to_png(Figure(figsize=(1, 1)))
+    monkeypatch.setattr(report_module, "to_png", lambda figure: blank)
 
 
 @pytest.fixture(scope="module")
@@ -217,8 +230,8 @@ def test_what_stands_on_the_page_is_escaped() -> None:
     assert "<div>$view</div>" in page
 
 
-def test_the_facts_name_model_network_task_and_accuracy(model: Path) -> None:
-    said = facts(make_report(str(model), progress=False))
+def test_the_facts_name_model_network_task_and_accuracy(model: Path, result: Report) -> None:
+    said = facts(result)
     assert said["model"] == str(model)
     assert "96 relu units" in said["network"]
     assert said["task"] == f"addition of two numbers modulo {P}"
@@ -236,6 +249,7 @@ def test_without_a_directory_nothing_is_written(model: Path, written: dict[str, 
     assert strict(result.to_json()) == written  # and the same model gives the same report
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_directory_is_made_where_it_is_missing_and_written_again_where_it_is_not(tmp_path: Path) -> None:
     random_model(ModularAddition(5)).save_pretrained(tmp_path / "model")
     out = tmp_path / "some" / "where"
@@ -259,6 +273,7 @@ def test_an_unwritable_directory_is_an_error_before_anything_is_computed(
     assert file.read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_figure_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     random_model(ModularAddition(5)).save_pretrained(tmp_path / "model")
     (tmp_path / "out" / "frequencies.png").mkdir(parents=True)
@@ -333,8 +348,8 @@ def test_figures_are_drawn_for_no_and_for_one_key_frequency(name: str, n_key: in
         assert imread(BytesIO(to_png(figure)))[..., :3].std() > 0.005
 
 
-def test_every_caption_names_its_operator(model: Path) -> None:
-    for section in make_report(str(model), progress=False).sections:
+def test_every_caption_names_its_operator(result: Report) -> None:
+    for section in result.sections:
         for part in section.parts:
             assert re.search(r"\w+\.\w+|Lattice|rule", part.caption), part.caption
             assert len(part.caption) > 60
@@ -367,6 +382,7 @@ def test_a_transformer_and_an_mlp_get_a_whole_report() -> None:
         assert "TextNeuronActivations" in hidden_view(result.subject.adder)
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
 def test_a_run_directory_adds_the_figure_of_its_training(fraction: float, tmp_path: Path) -> None:
     task = ModularAddition(7)
@@ -377,11 +393,11 @@ def test_a_run_directory_adds_the_figure_of_its_training(fraction: float, tmp_pa
     assert (result.to_dict()["held_out_accuracy"] is None) == (fraction == 1.0)
 
 
-def test_drawing_touches_no_global_state_of_matplotlib(model: Path) -> None:
+def test_drawing_touches_no_global_state_of_matplotlib(result: Report) -> None:
     import matplotlib.pyplot as plt
 
     before = dict(plt.rcParams)
-    figures = draw(make_report(str(model), progress=False))
+    figures = draw(result)
     assert imread(BytesIO(to_png(figures["removal"]))).ndim == 3
     assert plt.get_fignums() == []
     assert dict(plt.rcParams) == before
