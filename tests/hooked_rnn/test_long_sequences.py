@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from benchmarks.memory import Memory, memory_of
 from hooked_rnn import HookedRNN, HookedRNNConfig, hook_points
 
-STEPS, EDITED = 32, 5
+STEPS, EDITED = 16, 5
 POINT = "blocks.0.hook_hidden"
 
 

@@ -58,7 +58,7 @@ def memory(tensor: Tensor) -> int:
 def test_a_cache_of_everything_holds_the_plain_path_s_bits(
     mode: Any, act_fn: str, bias: bool, dtype: torch.dtype, start: int | None
 ) -> None:
-    for d_hidden, batch, n_steps in itertools.product((3, 4, 32), (1, 5, 300), (1, 2, 5)):
+    for d_hidden, batch, n_steps in itertools.product((3, 32), (1, 300), (1, 2, 5)):
         model = of_width(d_hidden, act_fn, bias).to(dtype)
         tokens = integers(batch, n_steps)
         state = None if start is None else random(2, batch, d_hidden).to(dtype)
