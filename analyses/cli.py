@@ -142,7 +142,7 @@ def train(
     log: Annotated[str | None, typer.Option(help="Write the history to this too: tensorboard.")] = None,
     threads: Annotated[
         int, typer.Option(min=1, help="Torch threads; the same seed and threads give the same bits.")
-    ] = 1,  # so that a seed gives the same bits whatever the machine; two take a quarter less time
+    ] = 1,  # so that a seed gives the same bits whatever the machine; two are faster, by docs/benchmarks.md
     out: Annotated[
         Path | None,
         typer.Option(

@@ -240,9 +240,8 @@ def _stems(axes: Axes, spectrum: Spectrum, key: Sequence[int]) -> None:
             fontsize=8,
             zorder=5,
         )
-        label.set_path_effects(
-            [withStroke(linewidth=2.5, foreground="white")]
-        )  # a taller neighbour's stem may cross it
+        # A taller neighbour's stem may cross it.
+        label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     axes.set_ylim(0, 1.3 * float(spectrum.shares.max()) or 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
